@@ -1,0 +1,110 @@
+"""The model's inputs: names, shapes, units. Both the builder (`features/build.py`) and the models are written to this page.
+
+User side (B users; G groups newest first; L events of a group newest first; S events of the short sequence):
+a function of the user's state alone, not of the time of the request, so that everything computed from it can be cached
+until the user's next event, and everything of one group until that group's next event.
+
+| tensor   | shape        | dtype   | meaning |
+|----------|--------------|---------|---------|
+| g_mask   | [B,G]        | bool    | the group exists |
+| g_stat   | [B,G,N_STAT] | float32 | GROUP_STATS of the group |
+| g_time   | [B,G]        | float32 | log2(1 + minutes from the group's last event to the user's last event) |
+| e_item   | [B,G,L,3]    | int32   | bucketed hash of item, category, advertiser (0: none or unknown) |
+| e_id     | [B,G,L]      | int32   | 31 bits of the item id's hash: equality with c_id means the same item (-1: no event) |
+| e_cls    | [B,G,L]      | int32   | behaviour class (BEHAVIOUR_CLASSES) |
+| e_time   | [B,G,L]      | int32   | age bucket relative to the group's last event (0..N_AGE-1) |
+| e_dwell  | [B,G,L]      | int32   | dwell bucket (0: none; 1..N_DWELL-1: 1+log2 of seconds, clipped) |
+| e_hour   | [B,G,L]      | int32   | hour of the week / 4, UTC (0..41) |
+| e_mask   | [B,G,L]      | bool    | the event exists |
+| s_item   | [B,S,3]      | int32   | newest clicks and post-click events over all groups, as e_item |
+| s_cls, s_time, s_dwell | [B,S] | int32 | as e_*; s_time relative to the user's last event |
+| s_mask   | [B,S]        | bool    | |
+
+Request side (C candidates a user, padded; c_mask says which exist):
+
+| tensor   | shape        | dtype   | meaning |
+|----------|--------------|---------|---------|
+| c_item   | [B,C,3]      | int32   | as e_item |
+| c_id     | [B,C]        | int32   | as e_id |
+| c_group  | [B,C]        | int32   | index into G of the candidate's group in this user's groups; G where the user has none |
+| c_dense  | [B,C,D]      | float32 | candidate_features(): counters, user x candidate, price, distance, item attributes |
+| c_mask   | [B,C]        | bool    | |
+| g_age    | [B,G]        | float32 | log2(1 + minutes from the group's last event to the request) |
+| g_size   | [B,G]        | float32 | ln(1 + events of the group for life, impressions aside) |
+| u_dense  | [B,U]        | float32 | USER_FEATURES: totals, rates, recency, session, context (hour, weekday) |
+| x_cat    | [B]          | int32   | bucketed hash of context["surface"] (0: none) |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BEHAVIOUR_CLASSES = ("impression", "click", "weak", "strong", "payment", "negative", "dwell", "other")
+# type name -> class; a type not named here is "other"
+CLASS_OF_TYPE = {
+    "impression": "impression", "click": "click", "pv": "click", "view": "click",
+    "share": "weak", "comment": "weak", "profile": "weak", "long_view": "weak", "like": "strong", "follow": "strong",
+    "forward": "weak", "cart": "strong", "favourite": "strong", "favorite": "strong", "fav": "strong",
+    "order": "payment", "buy": "payment", "payment": "payment", "purchase": "payment",
+    "negative": "negative", "hate": "negative", "dislike": "negative", "dwell": "dwell", "read": "dwell",
+}  # fmt: skip
+N_CLS = len(BEHAVIOUR_CLASSES)
+
+N_AGE = 32  # bucket = min(31, floor(2 * log2(1 + minutes)))
+N_DWELL = 16
+N_HOUR = 42
+
+GROUP_STATS = (
+    *(f"log1p_{c}" for c in BEHAVIOUR_CLASSES),  # counts for life by class
+    "log1p_dwell_mean_s", "log1p_dwell_max_s", "log1p_value_mean", "ctr_smoothed", "log1p_span_h", "log1p_per_day",
+)  # fmt: skip
+N_STAT = len(GROUP_STATS)
+
+COUNTER_KINDS = ("item", "category", "advertiser")
+COUNTER_METRICS = ("impressions", "clicks", "dwell_ms", "orders", "engagements")
+# One bucket series a level: (bucket length in ms, buckets kept, half-life in ms read from it)
+COUNTER_LEVELS = ((900_000, 16, 3_600_000), (7_200_000, 24, 43_200_000), (86_400_000, 32, 604_800_000))
+HALF_LIVES = ("1h", "12h", "7d", "life")
+
+COUNTER_FEATURES = tuple(
+    f"{kind}_{x}"
+    for kind in COUNTER_KINDS
+    for x in (
+        *(f"log1p_impressions_{h}" for h in HALF_LIVES),
+        *(f"ctr_logit_{h}" for h in HALF_LIVES),  # logit of the smoothed rate, minus the logit of the global rate
+        "log1p_dwell_s_7d", "order_logit_7d", "engagement_logit_7d",
+    )
+)  # fmt: skip
+PAIR_FEATURES = (
+    # user x group, for life, from the group's counts
+    "ug_log1p_impressions", "ug_log1p_clicks", "ug_ctr_logit", "ug_log1p_post", "ug_log1p_age_h", "ug_log1p_dwell_mean_s",
+    # user x item, category, advertiser, over the user's rings (64 clicks and post-clicks, 64 impressions)
+    "ui_clicks", "ui_impressions", "ui_log1p_click_age_h", "ui_log1p_impression_age_h",
+    "uc_clicks", "uc_impressions", "uc_ctr_logit", "ua_clicks", "ua_impressions", "ua_ctr_logit",
+    # item and place
+    "log1p_price", "log1p_distance_km", "has_distance", "log1p_item_age_h", "item_known",
+)  # fmt: skip
+USER_FEATURES = (
+    "log1p_events", "log1p_impressions", "ctr_logit", "ring_ctr_logit", "log1p_last_event_min", "log1p_last_impression_min",
+    "clicks_10m", "impressions_10m", "clicks_1h", "impressions_1h", "log1p_groups", "log1p_mean_dwell_s",
+    "hour_sin", "hour_cos", "hour2_sin", "hour2_cos", "dow_sin", "dow_cos", "global_ctr_logit",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Sizes of the inputs; part of a model's config. `item_numbers`: numeric `attrs` of items, appended to c_dense as log1p."""
+
+    groups: int = 64  # G, at most 128
+    events: int = 16  # L, at most 32
+    short: int = 32  # S, at most 64
+    item_buckets: int = 16384
+    category_buckets: int = 1024
+    advertiser_buckets: int = 4096
+    surface_buckets: int = 64
+    item_numbers: tuple[str, ...] = ()
+
+    @property
+    def candidate_features(self) -> tuple[str, ...]:
+        """Names of the columns of c_dense."""
+        return (*COUNTER_FEATURES, *PAIR_FEATURES, *(f"log1p_{n}" for n in self.item_numbers))
