@@ -158,6 +158,9 @@ class GroupReader(Reader, Protocol):
         """Tell the group (advisory: the store's offset is the truth). Doesn't block. Raises Fenced when an earlier commit was
         refused because this member lost its membership."""
 
+    def committed(self, partitions: Iterable[TP]) -> dict[TP, int]:
+        """What the group last committed; -1 where it never did. May be called from inside the listener. Blocks briefly."""
+
 
 Delivered = Callable[[BaseException | None, TP, int], None]  # error or None, (topic, partition), offset
 
