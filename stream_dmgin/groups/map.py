@@ -25,7 +25,7 @@ GROUP_MAX = (1 << 31) - 1
 _MIN_CAP = 16
 
 
-@njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, inline="always")
 def find_group(keys: Any, values: Any, h: Any) -> Any:
     """Group of the item with hash `h` (uint64, never 0), -1 where it has none. For numba callers."""
     mask = np.uint64(keys.shape[0] - 1)
@@ -37,7 +37,7 @@ def find_group(keys: Any, values: Any, h: Any) -> Any:
     return np.int32(-1)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _insert_all(keys: Any, values: Any, hashes: Any, groups: Any) -> None:
     """Insert each pair; of two items with one hash the first stays. The table must have room."""
     mask = np.uint64(keys.shape[0] - 1)
@@ -50,7 +50,7 @@ def _insert_all(keys: Any, values: Any, hashes: Any, groups: Any) -> None:
             values[at] = groups[i]
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _find_all(keys: Any, values: Any, hashes: Any, out: Any) -> None:
     for i in range(hashes.shape[0]):
         out[i] = find_group(keys, values, hashes[i])
