@@ -1,0 +1,130 @@
+"""The worker on Kafka as a Faust application. Faust does what it is good at: the worker's life cycle and signals, web views,
+and the control topic's table. The data path does not go through Faust: asyncio per message costs a hundred times the fold
+(docs/adr/0005-worker.md); a service owns a thread with its own consumer group and runs `worker/loop.py` in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import faust
+import msgspec
+from mode import Service
+
+
+from stream_dmgin import topics
+from stream_dmgin.errors import StreamDmginError
+from stream_dmgin.worker.health import Health
+
+log_ = logging.getLogger(__name__)
+
+Turns = Callable[[threading.Event], None]  # the data path: runs until the event is set; raises what kills the worker
+
+
+STOP_S = 60.0
+
+
+def make_app(bootstrap: str, group: str, prefix: str, http: str, health: Health) -> faust.App:
+    """The application: web views at `http` (HOST:PORT or off) and the control table."""
+    host, _, port = ("127.0.0.1", "", "6066") if http == "off" else http.rpartition(":")
+    app = faust.App(
+        f"{group}-control",
+        broker=";".join(f"kafka://{b}" for b in bootstrap.split(",")),
+        broker_session_timeout=6,
+        broker_heartbeat_interval=1,
+        web_enabled=http != "off",
+        web_bind=host,
+        web_port=int(port),
+        web_host=host,
+        topic_disable_leader=True,
+        autodiscover=False,
+        store="memory://",
+    )
+    _control(app, prefix, health)
+    _views(app, health)
+    return app
+
+
+def _control(app: faust.App, prefix: str, health: Health) -> None:
+    """One worker copies the control topic into a global table; every worker has the whole table."""
+    # A Faust application of global tables alone never finishes its first assignment (0.15.3): the agent is needed.
+    table = app.GlobalTable("table", partitions=1, recovery_buffer_size=1)
+    topic = app.topic(prefix + topics.CONTROL, key_serializer="raw", value_serializer="raw", partitions=1)
+
+    async def copy(stream: Any) -> None:
+        async for key, value in stream.items():
+            name = key.decode("utf-8", "replace") if key else ""
+            try:
+                record = msgspec.msgpack.decode(value) if value else None
+            except msgspec.MsgspecError as e:
+                log_.error("%s: the record under key %r is not MessagePack (%s): ignored", prefix + topics.CONTROL, name, e)
+                continue
+            if record is None:
+                table.pop(name, None)
+            else:
+                table[name] = record
+
+    app.agent(topic)(copy)
+    health.control = table
+
+
+def _views(app: faust.App, health: Health) -> None:
+    @app.page("/health/live")  # type: ignore[untyped-decorator]
+    async def live(web: Any, request: Any) -> Any:
+        status, body = health.live()
+        return web.json(body, status=status)
+
+    @app.page("/health/ready")  # type: ignore[untyped-decorator]
+    async def ready(web: Any, request: Any) -> Any:
+        status, body = health.ready()
+        return web.json(body, status=status)
+
+    @app.page("/metrics")  # type: ignore[untyped-decorator]
+    async def metrics(web: Any, request: Any) -> Any:
+        return web.bytes(health.metrics.text(), content_type="text/plain")
+
+
+class DataPath(Service):  # type: ignore[misc]
+    """The thread of the data path. Its failure is the worker's: a supervisor restarts both."""
+
+    def __init__(self, turns: Turns) -> None:
+        super().__init__()
+        self._turns = turns
+        self._stop = threading.Event()
+        self.failure: BaseException | None = None
+
+    async def on_start(self) -> None:
+        """Start the thread."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="data-path", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._turns(self._stop)
+        except BaseException as e:  # noqa: BLE001 - whatever it is, the worker must end with it
+            self.failure = e
+            asyncio.run_coroutine_threadsafe(self.crash(e), self._loop)
+
+    async def on_stop(self) -> None:
+        """Let the thread commit and leave its group."""
+        self._stop.set()
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, STOP_S)
+
+
+def run(app: faust.App, turns: Turns, log_level: str) -> None:
+    """Run until SIGTERM or SIGINT, or until the data path fails: then its error is raised."""
+    path = DataPath(turns)
+    # The data path comes first: it must not wait for Faust's own group to form.
+    worker = faust.Worker(app, path, loglevel=log_level, redirect_stdouts=False, quiet=True)
+    try:
+        worker.execute_from_commandline()
+    except SystemExit as e:
+        if e.code not in (None, 0) and path.failure is None:
+            raise StreamDmginError("the Faust worker failed: see the log above") from None
+    if path.failure is not None:
+        raise path.failure

@@ -1,0 +1,45 @@
+"""What the worker says of itself: live, ready, metrics. The loop writes, the HTTP thread reads; no locks, whole values only."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from stream_dmgin.worker.metrics import Metrics
+
+STALL_S = 60.0  # the loop must come round this often, whatever it does
+
+
+@dataclass
+class Health:
+    """State of the worker as far as a supervisor needs it."""
+
+    metrics: Metrics = field(default_factory=Metrics)
+    turned: float = field(default_factory=time.monotonic)  # when the loop last came round
+    partitions: tuple[int, ...] = ()
+    restore_remaining: int = 0
+    lag: dict[str, int] = field(default_factory=dict)
+    model: str = ""
+    groups: str = ""
+    assigned: bool = False
+    stopping: bool = False
+    control: dict[str, Any] = field(default_factory=dict)
+
+    def live(self) -> tuple[int, dict[str, Any]]:
+        """(HTTP status, body): 503 when the loop has not come round for STALL_S seconds."""
+        age = time.monotonic() - self.turned
+        return (200 if age < STALL_S else 503), {"live": age < STALL_S, "seconds_since_turn": round(age, 3)}
+
+    def ready(self) -> tuple[int, dict[str, Any]]:
+        """(HTTP status, body): 200 once partitions are assigned and their state has caught up with the log."""
+        ok = self.assigned and self.restore_remaining == 0 and not self.stopping
+        return (200 if ok else 503), {
+            "ready": ok,
+            "partitions": list(self.partitions),
+            "restore_remaining": self.restore_remaining,
+            "lag": self.lag,
+            "model": self.model,
+            "groups": self.groups,
+            "control": self.control,
+        }

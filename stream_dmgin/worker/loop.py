@@ -1,0 +1,268 @@
+"""The hot path, readable top to bottom: poll, parse, fold, answer, commit. The same loop serves Kafka and the embedded log.
+
+What may block: `poll` (up to its time-out, for the first record only), `commit` (a RocksDB write per dirty partition),
+appending while the producer's queue is full (back-pressure). What allocates: requests, per request. Events cost no Python
+object: a batch is parsed and folded in a few numba calls a partition.
+
+Order within a turn: events of the batch are folded before its requests are scored; dead letters and answers are durable
+before the offsets that say so.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from stream_dmgin import topics
+from stream_dmgin.errors import LogUnavailable, RecordError
+from stream_dmgin.log.base import TP, Batch, GroupReader, Writer
+from stream_dmgin.records import Request, decode_request, request_identity
+from stream_dmgin.state.parse import parse_events
+from stream_dmgin.worker.answers import Answers, Asked
+from stream_dmgin.worker.dead_letters import dead_letter
+from stream_dmgin.worker.health import Health
+from stream_dmgin.worker.partitions import REQUESTS_ROW, Owned, Partitions
+from stream_dmgin.worker.shared import SharedCounters
+
+log_ = logging.getLogger(__name__)
+
+N_EVENT_TOPICS = len(topics.EVENTS)
+REQUESTS_INDEX = N_EVENT_TOPICS
+REPORT_S = 0.5
+
+
+@dataclass
+class Totals:
+    """What a run did; printed by --until-end."""
+
+    events: int = 0  # event records read, duplicates included
+    requests: int = 0
+    scores: int = 0
+    dead_letters: int = 0
+
+
+class Loop:
+    """One worker's data path. One thread calls everything."""
+
+    def __init__(
+        self, reader: GroupReader, writer: Writer, partitions: Partitions, shared: SharedCounters, answers: Answers | None,
+        health: Health, prefix: str, *, commit_interval_s: float, max_batch: int, max_requests: int,
+    ) -> None:  # fmt: skip
+        self._reader, self._writer, self._partitions = reader, writer, partitions
+        self._shared, self._answers, self._health = shared, answers, health
+        self._dead_topic = prefix + topics.DEAD_LETTERS
+        self._requests_topic = prefix + topics.REQUESTS
+        self._interval, self._max_batch, self._max_requests = commit_interval_s, max_batch, max_requests
+        self._numbers = np.array([*range(N_EVENT_TOPICS), 255], np.uint8)
+        self._waiting: list[Asked] = []  # requests of partitions whose state is not fresh yet
+        self._paused: set[TP] = set()
+        self._undelivered = 0  # dead letters and answers handed to the writer, not durable yet
+        self._dead_undelivered = 0
+        self._failed: BaseException | None = None
+        self._last_commit = self._last_report = time.monotonic()
+        self.totals = Totals()
+
+    # A turn
+
+    def turn(self, timeout: float) -> int:
+        """Take what is there and answer what is due; waits up to `timeout` seconds for a first record. Returns records read."""
+        batch = self._reader.poll(self._max_batch, timeout)
+        n = 0
+        if batch is not None:
+            try:
+                n = len(batch)
+                self._handle(batch)
+            finally:
+                batch.release()
+        if self._waiting or self._paused:
+            self._release_waiting()
+        self._shared.follow()
+        self._writer.poll()
+        if self._failed is not None:
+            raise LogUnavailable(f"a record could not be written to the log: {self._failed}")
+        now = time.monotonic()
+        if now - self._last_commit >= self._interval:
+            self.commit()
+        if now - self._last_report >= REPORT_S:
+            self._report(now)
+        self._health.turned = now
+        return n
+
+    def _handle(self, batch: Batch) -> None:
+        observe = self._health.metrics.stage.labels
+        t0 = time.perf_counter()
+        columns, malformed = parse_events(batch, self._numbers)
+        t1 = time.perf_counter()
+        ok = columns.status == 0
+        is_event = batch.topic < N_EVENT_TOPICS
+        n_events = int(is_event.sum())
+        if n_events:
+            rows = np.flatnonzero(ok & is_event).astype(np.int32)
+            of = batch.partition[rows]
+            for p in np.unique(of):
+                owned = self._partitions.owned.get(int(p))
+                if owned is not None:
+                    counted = owned.engine.fold(columns, rows[of == p])
+                    owned.dirty = True
+                    self._health.metrics.events.inc(counted)
+            self.totals.events += n_events
+            for i, error in malformed:
+                self._divert(batch, i, error)
+                owned = self._partitions.owned.get(int(batch.partition[i]))
+                if owned is not None:
+                    t, following = int(batch.topic[i]), int(batch.offset[i]) + 1
+                    owned.engine.offsets[t] = max(owned.engine.offsets.get(t, 0), following)
+                    owned.dirty = True
+        observe("parse").observe(t1 - t0)
+        observe("fold").observe(time.perf_counter() - t1)
+        if n_events < len(batch) and self._answers is not None:
+            self._take_requests(batch, np.flatnonzero(~is_event))
+
+    # Requests
+
+    def _take_requests(self, batch: Batch, rows: np.ndarray) -> None:
+        due: list[Asked] = []
+        for i in rows.tolist():
+            owned = self._partitions.owned.get(int(batch.partition[i]))
+            if owned is None:
+                continue
+            offset, timestamp = int(batch.offset[i]), int(batch.timestamp[i])
+            owned.answered.took(offset)
+            self.totals.requests += 1
+            key, value = batch.key(i), batch.value(i)
+            try:
+                request = decode_request(key, value, timestamp)
+            except RecordError as e:
+                self._reject(batch, i, owned, e)
+                continue
+            asked = Asked(request, owned, offset, timestamp, batch.headers_of(i))
+            (self._waiting if owned.restoring else due).append(asked)
+        if due:
+            self._answer(due)
+
+    def _answer(self, asked: list[Asked]) -> None:
+        assert self._answers is not None
+        for k in range(0, len(asked), self._max_requests):
+            part = asked[k : k + self._max_requests]
+            for a, key, value, headers in self._answers.answer(part):
+                self._send_score(key, value, headers, a.owned, a.offset)
+
+    def _send_score(self, key: bytes, value: bytes, headers: tuple[tuple[str, bytes], ...], owned: Owned, offset: int) -> None:
+        self.totals.scores += 1
+        answered = owned.answered
+        # The answer goes to the request's own partition number: scores are co-partitioned with requests.
+        self._append(self._partitions.scores_topic, key, value, headers, owned.partition, lambda: answered.done(offset))
+
+    def _reject(self, batch: Batch, i: int, owned: Owned, error: RecordError) -> None:
+        assert self._answers is not None
+        offset = int(batch.offset[i])
+        self._divert(batch, i, error)
+        identity = request_identity(batch.value(i))
+        if identity is None:
+            owned.answered.done(offset)
+            return
+        key, value, headers = self._answers.rejection(identity, owned, str(error), int(batch.timestamp[i]))
+        self._send_score(key, value, headers, owned, offset)
+
+    def _release_waiting(self) -> None:
+        """Requests wait while their partition's state is behind what the log held when it was assigned."""
+        owned = self._partitions.owned
+        for o in owned.values():
+            if o.restoring:
+                o.remaining()
+        want = {(self._requests_topic, p) for p, o in owned.items() if o.restoring}
+        mine = {(self._requests_topic, p) for p in owned}
+        if new := want - self._paused:
+            self._reader.pause(new)
+        if ready := (self._paused - want) & mine:
+            self._reader.resume(ready)
+        self._paused = want
+        still: list[Asked] = []
+        due: list[Asked] = []
+        for a in self._waiting:
+            if owned.get(a.owned.partition) is a.owned:
+                (still if a.owned.restoring else due).append(a)
+        self._waiting = still
+        if due:
+            self._answer(due)
+
+    # Out
+
+    def _divert(self, batch: Batch, i: int, error: RecordError) -> None:
+        record = batch.record(i)
+        d = dead_letter(record, error)
+        self.totals.dead_letters += 1
+        self._health.metrics.dead_letters.labels(error.reason).inc()
+        log_.debug("dead letter: %s/%d offset %d: %s", record.topic, record.partition, record.offset, error)
+
+        def durable() -> None:
+            self._dead_undelivered -= 1
+
+        self._dead_undelivered += 1
+        self._append(self._dead_topic, d.key, d.value, d.headers, None, durable, timestamp=d.timestamp)
+
+    def _append(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes], ...], partition: int | None,
+        done: Callable[[], None] | None, timestamp: int | None = None,
+    ) -> None:  # fmt: skip
+        def delivered(error: BaseException | None, tp: TP, offset: int) -> None:
+            self._undelivered -= 1
+            if error is not None:
+                self._failed = error
+            elif done is not None:
+                done()
+
+        self._undelivered += 1
+        self._writer.append(topic, key, value, headers=headers, partition=partition, timestamp=timestamp, on_delivery=delivered)
+
+    # Commit
+
+    def commit(self) -> None:
+        """Commit every dirty partition; dead letters are durable first. Raises LogUnavailable, Fenced."""
+        self._last_commit = time.monotonic()
+        t0 = time.perf_counter()
+        done: dict[TP, int] = {}
+        for o in self._partitions.owned.values():
+            if o.dirty or o.answered.safe != o.saved_requests:
+                self.commit_one(o)
+                done |= self.offsets_of(o)
+        if done:
+            self._reader.commit(done)
+            self._health.metrics.commits.inc()
+            self._health.metrics.stage.labels("commit").observe(time.perf_counter() - t0)
+        self._health.metrics.commit_time.set(time.time())
+
+    def settle(self) -> None:
+        """Wait until every answer and dead letter handed out is durable. Raises LogUnavailable."""
+        if self._undelivered:
+            self._writer.flush()
+            if self._failed is not None:
+                raise LogUnavailable(f"a record could not be written to the log: {self._failed}")
+
+    def commit_one(self, o: Owned) -> None:
+        """One partition: state, offsets, answered requests and outgoing increments in one write batch."""
+        if self._dead_undelivered:  # the offsets committed below say that they are taken care of
+            self.settle()
+        safe = o.answered.safe
+        puts, deletes = self._shared.outgoing(o)
+        o.engine.commit([(REQUESTS_ROW, safe.to_bytes(8, "big")), *puts], deletes)
+        o.saved_requests, o.dirty = safe, False
+        self._shared.publish(o)
+
+    def offsets_of(self, o: Owned) -> dict[TP, int]:
+        """What the group is told, for its lag displays: the store's own offsets decide."""
+        names = self._partitions.names
+        out = {(t, o.partition): o.engine.offsets[n] for t, n in names.items() if n in o.engine.offsets}
+        if self._answers is not None:
+            out[self._requests_topic, o.partition] = o.saved_requests
+        return out
+
+    def _report(self, now: float) -> None:
+        self._last_report = now
+        h, m = self._health, self._health.metrics
+        h.restore_remaining = sum(o.remaining() for o in self._partitions.owned.values())
+        m.restoring.set(h.restore_remaining)

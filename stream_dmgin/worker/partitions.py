@@ -1,0 +1,228 @@
+"""The partitions this worker owns, and their stores: opened when the group gives them, committed and released when it
+takes them back, dropped unwritten when they are lost. Control path: called from inside the reader's poll.
+
+A store's offsets are the truth. An empty data directory means a rebuild from the first offset, whatever the group has
+committed; only the requests of an empty store start where the group left off, since the others have been answered.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from stream_dmgin import topics
+from stream_dmgin.errors import FormatError, StoreBusy, StreamDmginError
+from stream_dmgin.groups.map import GroupMap
+from stream_dmgin.log.base import TP, GroupReader, Log
+from stream_dmgin.state.engine import StateEngine
+from stream_dmgin.worker.health import Health
+
+log_ = logging.getLogger(__name__)
+
+REQUESTS_ROW = b"r/next"  # next request to answer, in the same batch as the state
+BUSY_S = 15.0  # a store on the same machine is released by its last owner within moments
+META = "meta.json"
+
+
+def store_path(state_dir: Path, partition: int) -> Path:
+    """Directory of a partition's store."""
+    return state_dir / f"p{partition:05d}"
+
+
+class Answered:
+    """Which requests of a partition are answered: deliveries come back in any order, the row moves over whole prefixes."""
+
+    def __init__(self, start: int) -> None:
+        self.next = start  # next request to read
+        self._open: dict[int, None] = {}  # read, answer not yet durable; in order of offset
+
+    def took(self, offset: int) -> None:
+        """A request was read."""
+        self._open[offset] = None
+        self.next = offset + 1
+
+    def done(self, offset: int) -> None:
+        """Its answer is durable."""
+        self._open.pop(offset, None)
+
+    @property
+    def safe(self) -> int:
+        """All requests below are answered durably."""
+        return next(iter(self._open), self.next)
+
+
+class Owned:
+    """One owned partition: its engine, its requests, and what is left to fold before they are answered."""
+
+    def __init__(self, partition: int, engine: StateEngine, answered: Answered, caught_up_at: Mapping[int, int]) -> None:
+        self.partition, self.engine, self.answered = partition, engine, answered
+        self._caught_up_at = caught_up_at  # event topic number -> end when the partition was assigned
+        self.saved_requests = answered.safe
+        self.dirty = False
+        self.restoring = True
+
+    def remaining(self) -> int:
+        """Records to fold before the state is as fresh as the log was at assignment."""
+        if not self.restoring:
+            return 0
+        left = sum(max(0, end - self.engine.offsets.get(t, 0)) for t, end in self._caught_up_at.items())
+        self.restoring = left > 0
+        return left
+
+
+class Partitions:
+    """The group's listener. `on_open(owned)` and `on_commit(owned)` let the worker tie in the shared counters."""
+
+    def __init__(
+        self, log: Log, prefix: str, state_dir: Path, groups: GroupMap, health: Health, *, cache_mb: int, score: bool,
+        on_open: Callable[[Owned], None], commit: Callable[[Owned], None], before_release: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._log, self._prefix, self._dir, self._groups, self._health = log, prefix, state_dir, groups, health
+        self._score, self._on_open, self._commit, self._before_release = score, on_open, commit, before_release
+        self.names = {prefix + t: n for n, t in enumerate(topics.EVENTS)}
+        self.requests_topic = prefix + topics.REQUESTS
+        self.total = self._check_partitions()
+        self._cache_bytes = cache_mb * 1_000_000 // self.total
+        self.owned: dict[int, Owned] = {}
+        self.reader: GroupReader | None = None  # set by the worker, once it has subscribed with this listener
+
+    def _check_partitions(self) -> int:
+        have = self._log.topics()
+        wanted = [*self.names, self.requests_topic, self._prefix + topics.SCORES]
+        missing = [t for t in wanted if t not in have]
+        if missing:
+            raise StreamDmginError(f"topics are missing: {', '.join(missing)}. Create them with `stream-dmgin topics apply`")
+        counts = {t: have[t].partitions for t in wanted}
+        if len(set(counts.values())) > 1:
+            raise StreamDmginError(f"user-keyed topics need equal numbers of partitions, but: {counts}. See `stream-dmgin topics check`")
+        n = have[wanted[0]].partitions
+        write_meta(self._dir, n, self._prefix, self._groups)
+        return n
+
+    # What the group tells
+
+    def assigned(self, partitions: list[TP]) -> Mapping[TP, int]:
+        """Open the stores of these partitions; offsets to read from."""
+        numbers = sorted({p for _, p in partitions})
+        t0 = time.monotonic()
+        ends = {t: self._log.ends(t) for t in self.names}
+        begins = {t: self._log.begins(t) for t in self.names}
+        asked = self._committed_requests([p for p in numbers if p not in self.owned])
+        for p in numbers:
+            if p not in self.owned:
+                self._open(p, ends, begins, asked.get(p, -2))
+        self._health.metrics.rebalances.labels("assigned").inc()
+        self._tell()
+        log_.info("assigned partitions %s, stores open after %.0f ms", numbers, (time.monotonic() - t0) * 1000)
+        out: dict[TP, int] = {}
+        for t, p in partitions:
+            o = self.owned[p]
+            out[t, p] = o.answered.next if t == self.requests_topic else o.engine.offsets.get(self.names[t], -2)
+        return out
+
+    def revoked(self, partitions: list[TP]) -> None:
+        """Commit and release these."""
+        numbers = sorted({p for _, p in partitions} & self.owned.keys())
+        if numbers:
+            self._before_release()  # answers and dead letters durable first: the commit says that they are
+        for p in numbers:
+            o = self.owned.pop(p)
+            self._commit(o)
+            o.engine.close()
+        self._health.metrics.rebalances.labels("revoked").inc()
+        self._tell()
+        log_.info("released partitions %s", numbers)
+
+    def lost(self, partitions: list[TP]) -> None:
+        """Drop these: they may have another owner already."""
+        numbers = sorted({p for _, p in partitions} & self.owned.keys())
+        for p in numbers:
+            self.owned.pop(p).engine.close()
+        self._health.metrics.rebalances.labels("lost").inc()
+        self._tell()
+        log_.warning("lost partitions %s: their uncommitted state is dropped, the next owner folds it again", numbers)
+
+    def close(self) -> None:
+        """Release everything; uncommitted state is dropped."""
+        for o in self.owned.values():
+            o.engine.close()
+        self.owned.clear()
+
+    # Inside
+
+    def _tell(self) -> None:
+        self._health.partitions = tuple(sorted(self.owned))
+        self._health.assigned = bool(self.owned)
+        self._health.metrics.partitions.set(len(self.owned))
+
+    def _committed_requests(self, numbers: list[int]) -> dict[int, int]:
+        reader, topic = self.reader, self.requests_topic
+        if not self._score or reader is None or not numbers:
+            return {}
+        return {p: off for (_, p), off in reader.committed([(topic, p) for p in numbers]).items()}
+
+    def _open(self, p: int, ends: Mapping[str, Mapping[int, int]], begins: Mapping[str, Mapping[int, int]], asked: int) -> None:
+        path = store_path(self._dir, p)
+        engine = _open_waiting(path, p, self._groups, self._cache_bytes)
+        for t, n in self.names.items():
+            have = engine.offsets.get(n)
+            if have is not None and have < begins[t][p]:
+                raise StreamDmginError(
+                    f"{t}/{p}: the store has folded up to offset {have}, but the log now begins at {begins[t][p]}: records between "
+                    f"are gone. Either restore a newer store, or accept the loss by removing {path} (a rebuild from what is left)"
+                )
+            if have is None and begins[t][p] > 0:
+                log_.warning("%s/%d begins at offset %d: what was before is not in the state", t, p, begins[t][p])
+        row = engine.get(REQUESTS_ROW)
+        o = Owned(p, engine, Answered(int.from_bytes(row, "big") if row else max(asked, 0)), {n: ends[t][p] for t, n in self.names.items()})
+        self._on_open(o)
+        self.owned[p] = o
+
+
+def _open_waiting(path: Path, p: int, groups: GroupMap, cache_bytes: int) -> StateEngine:
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            return StateEngine.open(path, p, groups, cache_bytes=cache_bytes)
+        except StoreBusy:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+
+
+def read_meta(state_dir: Path) -> dict[str, object] | None:
+    """What the stores under this directory were folded with: partitions, prefix, groups (id and file). None: no stores."""
+    try:
+        meta: dict[str, object] = json.loads((state_dir / META).read_text())
+        return meta
+    except FileNotFoundError:
+        return None
+
+
+def write_meta(state_dir: Path, partitions: int, prefix: str, groups: GroupMap) -> None:
+    """Check what the stores were folded with, and note it. A group map may grow, not change: statistics would be wrong."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    old = read_meta(state_dir)
+    if old is not None and old["partitions"] != partitions:
+        raise FormatError(
+            f"{state_dir}: its stores were folded from {old['partitions']} partitions, the log has {partitions}. "
+            "Use another --data-dir: its state is rebuilt from the log"
+        )
+    if old is not None and old["groups"] != groups.id and old["groups"] != GroupMap.empty().id:
+        before = GroupMap.load(state_dir / str(old["groups_file"]))
+        moved = sum(1 for item, g in before.items.items() if groups.lookup(item) != g)
+        if moved:
+            raise FormatError(
+                f"{state_dir}: its stores were folded with group map {old['groups']}; in {groups.id} {moved} items have another group or none. "
+                "A map may grow under a store, not change: use another --data-dir, its state is rebuilt from the log"
+            )
+    name = f"groups-{groups.id}.parquet"
+    if not (state_dir / name).exists():
+        groups.save(state_dir / name)
+    tmp = state_dir / f"{META}.{os.getpid()}"
+    tmp.write_text(json.dumps({"partitions": partitions, "prefix": prefix, "groups": groups.id, "groups_file": name}))
+    tmp.replace(state_dir / META)
