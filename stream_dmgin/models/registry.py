@@ -1,0 +1,171 @@
+"""Released models on disk: a folder with config.json, weights.safetensors, calibration.json and card.md.
+
+The id of a model is its name and eight hex digits of a hash over config (which holds the hash of the weights) and calibration, so that
+a score's `model` names exactly what produced it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+import stream_dmgin
+from stream_dmgin.errors import FormatError, UsageError
+from stream_dmgin.features import spec as inputs
+from stream_dmgin.models.calibration import Calibration
+from stream_dmgin.models.dmgin import DMGIN, DMGINConfig
+
+MODEL_FORMAT = 1
+FILES = ("config.json", "weights.safetensors", "calibration.json")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model, in evaluation mode. `training` tells what it was trained on."""
+
+    id: str
+    name: str
+    directory: Path
+    network: DMGIN
+    calibration: Calibration
+    training: Mapping[str, Any]
+
+    @property
+    def config(self) -> DMGINConfig:
+        """Sizes, heads and input spec."""
+        return self.network.config
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the post-click heads, beside `ctr`."""
+        return self.network.config.heads
+
+
+def input_names(spec: inputs.InputSpec) -> dict[str, list[str]]:
+    """The columns a model was trained on: a model is refused where the code's features have changed under it."""
+    return {
+        "behaviours": list(inputs.BEHAVIOUR_CLASSES), "group_stats": list(inputs.GROUP_STATS),
+        "user": list(inputs.USER_FEATURES), "candidate": list(spec.candidate_features),
+        "buckets": [str(inputs.N_AGE), str(inputs.N_DWELL), str(inputs.N_HOUR)],
+    }  # fmt: skip
+
+
+def _digest(config: bytes, calibration: bytes) -> str:
+    return hashlib.sha256(config + b"\0" + calibration).hexdigest()[:8]
+
+
+def save_model(
+    directory: Path, name: str, network: DMGIN, calibration: Calibration, training: Mapping[str, Any], card: str
+) -> str:
+    """Write a model's folder (files replaced if there) and return its id. `card`: Markdown, for people."""
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = save({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()})
+    (directory / "weights.safetensors").write_bytes(weights)
+    config = {
+        "format": MODEL_FORMAT, "architecture": "dmgin", "name": name, "config": asdict(network.config),
+        "inputs": input_names(network.config.spec), "training": dict(training), "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }  # fmt: skip
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    calibration.save(directory / "calibration.json")
+    (directory / "card.md").write_text(card)
+    return f"{name}-{_digest((directory / 'config.json').read_bytes(), (directory / 'calibration.json').read_bytes())}"
+
+
+def search_path(data_dir: Path | None = None) -> list[Path]:
+    """Where released models are looked for, in order: STREAM_DMGIN_MODELS, ./models, DATA_DIR/models, beside the package, inside it."""
+    package = Path(stream_dmgin.__file__).parent
+    named = [Path(p) for p in os.environ.get("STREAM_DMGIN_MODELS", "").split(os.pathsep) if p]
+    paths = [*named, Path("models"), *([data_dir / "models"] if data_dir else []), package.parent / "models", package / "released"]
+    return list({p.resolve(): p for p in reversed(paths)}.values())[::-1]
+
+
+def list_models(data_dir: Path | None = None) -> Iterator[Path]:
+    """Folders on the search path that hold a model."""
+    for root in search_path(data_dir):
+        if root.is_dir():
+            yield from sorted(p for p in root.iterdir() if (p / "config.json").is_file())
+
+
+def find_model(id_or_dir: str | Path, data_dir: Path | None = None) -> Path:
+    """The folder of a model: a directory, a folder's or model's name, or an id."""
+    wanted = str(id_or_dir)
+    if (Path(wanted) / "config.json").is_file():
+        return Path(wanted)
+    folders = list(list_models(data_dir))
+    for folder in folders:
+        if wanted in (folder.name, model_id(folder), model_id(folder).rpartition("-")[0]):
+            return folder
+    known = ", ".join(sorted({model_id(f) for f in folders})) or "none"
+    where = ", ".join(str(p) for p in search_path(data_dir))
+    raise UsageError(f"model {wanted!r} is not known. Give a model's folder, or one of: {known} (looked in {where})")
+
+
+def _read(directory: Path) -> tuple[dict[str, Any], str]:
+    missing = [f for f in FILES if not (directory / f).is_file()]
+    if missing:
+        raise UsageError(f"{directory} is not a whole model, it lacks {', '.join(missing)}: copy the model's folder again")
+    raw = (directory / "config.json").read_bytes()
+    try:
+        config = json.loads(raw)
+        name, form, architecture = str(config["name"]), config["format"], config["architecture"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise FormatError(f"{directory / 'config.json'} is not a model's config ({e!r}): copy the model's folder again") from e
+    if form != MODEL_FORMAT or architecture != "dmgin":
+        raise FormatError(
+            f"{directory} has model format {form!r}, architecture {architecture!r}; this version reads format {MODEL_FORMAT}, 'dmgin': "
+            "use the stream-dmgin it was made with, or train again"
+        )
+    return config, f"{name}-{_digest(raw, (directory / 'calibration.json').read_bytes())}"
+
+
+def model_id(directory: Path) -> str:
+    """Id of the model in a folder, without loading its weights."""
+    return _read(directory)[1]
+
+
+def parse_config(raw: Mapping[str, Any]) -> DMGINConfig:
+    """The config as JSON gave it back (lists for tuples)."""
+    spec = inputs.InputSpec(**{**raw["spec"], "item_numbers": tuple(raw["spec"]["item_numbers"])})
+    return DMGINConfig(**{**raw, "spec": spec, "heads": tuple(raw["heads"]), "hidden": tuple(raw["hidden"])})
+
+
+def load_model(id_or_dir: str | Path, data_dir: Path | None = None) -> Model:
+    """Load a released model by folder, name or id. UsageError where it is unknown, incomplete, damaged or made for other inputs."""
+    directory = find_model(id_or_dir, data_dir)
+    raw, ident = _read(directory)
+    weights = (directory / "weights.safetensors").read_bytes()
+    if hashlib.sha256(weights).hexdigest() != raw.get("weights_sha256"):
+        raise UsageError(
+            f"{directory / 'weights.safetensors'} is damaged or belongs to another config: copy the model's folder from its release again"
+        )
+    try:
+        config = parse_config(raw["config"])
+        differing = [k for k, v in input_names(config.spec).items() if raw["inputs"].get(k) != v]
+        if differing:
+            raise UsageError(
+                f"{ident} was trained on other inputs than this version builds ({', '.join(differing)}): "
+                "train it again, or use the stream-dmgin it was made with"
+            )
+        network = DMGIN(config)
+        network.load_state_dict(load(weights))
+    except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
+        raise FormatError(f"{directory} can't be loaded ({e}): copy the model's folder from its release again") from e
+    network.eval().requires_grad_(False)
+    calibration = Calibration.load(directory / "calibration.json")
+    return Model(ident, str(raw["name"]), directory, network, calibration, raw.get("training", {}))
+
+
+def untrained(name: str, config: DMGINConfig, seed: int = 0) -> Model:
+    """A model of random weights by seed, for tests and benchmarks of speed."""
+    torch.manual_seed(seed)
+    network = DMGIN(config).eval().requires_grad_(False)
+    return Model(f"{name}-untrained", name, Path(), network, Calibration(), {})

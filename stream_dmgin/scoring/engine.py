@@ -1,0 +1,147 @@
+"""Engines run a model: a tower per user (once per state), then a head per request. One interface, whatever runs underneath."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from stream_dmgin.errors import UnavailableError, UsageError
+from stream_dmgin.features.spec import InputSpec
+from stream_dmgin.models import ragged
+from stream_dmgin.models.dmgin import Tower
+from stream_dmgin.models.registry import Model
+
+Inputs = Mapping[str, NDArray]
+Prefer = Literal["auto", "eager", "tensorrt"]
+HEAD_INPUTS = ("c_item", "c_id", "c_group", "c_dense", "g_age", "g_size", "u_dense", "x_cat")
+
+
+class UserTower(Protocol):
+    """One user's tower: opaque but for its size, owned by the engine that made it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it keeps."""
+        ...
+
+
+class Engine(Protocol):
+    """What the worker, replay and evaluation score with. Not safe for several threads at once."""
+
+    name: str
+    model: Model
+
+    @property
+    def spec(self) -> InputSpec:
+        """Sizes of the inputs it takes."""
+        ...
+
+    def tower(self, inputs: Inputs) -> list[UserTower]:
+        """User side of B users -> their towers, each usable with any others in `head`."""
+        ...
+
+    def logits(self, towers: Sequence[UserTower], inputs: Inputs) -> dict[str, NDArray[np.float32]]:
+        """Request side of B requests, one tower each -> raw logits of `ctr` and the heads, [B,C]."""
+        ...
+
+    def head(self, towers: Sequence[UserTower], inputs: Inputs) -> dict[str, NDArray[np.float64]]:
+        """As `logits`, as calibrated probabilities strictly between 0 and 1. Padded candidates hold numbers without meaning."""
+        ...
+
+
+class EagerTower:
+    """A user's `Tower` of one row, cut to the groups and events the user has."""
+
+    __slots__ = ("nbytes", "tower")
+
+    def __init__(self, tower: Tower) -> None:
+        self.tower = tower
+        self.nbytes = sum(t.nbytes for t in tower)
+
+
+def split(batch: Tower, n_groups: Sequence[int]) -> list[Tower]:
+    """Rows of a batch as towers of their own, cut to their groups and copied, so that none keeps the batch alive."""
+    towers = []
+    for row, n in enumerate(n_groups):
+        one = Tower(*(t[row : row + 1] for t in batch))
+        n = max(1, n)
+        length = max(1, int(one.e_mask.sum(-1).max()))
+        s = max(1, int(one.s_mask.sum()))
+        cut = (
+            one.groups[:, :n], one.g_mask[:, :n], one.tokens[:, :n, :length], one.e_id[:, :n, :length], one.e_mask[:, :n, :length],
+            one.short[:, :s], one.s_mask[:, :s],
+        )  # fmt: skip
+        towers.append(Tower(*(t.clone() for t in cut)))
+    return towers
+
+
+def join(towers: Sequence[Tower]) -> Tower:
+    """Towers of one row each -> one batch, padded to the largest."""
+    if len(towers) == 1:
+        return towers[0]
+    g, length = max(t.tokens.shape[1] for t in towers), max(t.tokens.shape[2] for t in towers)
+    s = max(t.short.shape[1] for t in towers)
+
+    def pad(t: Tensor, *sizes: int) -> Tensor:
+        wide: list[int] = []
+        for have, want in zip(reversed(t.shape[1:]), reversed(sizes), strict=True):
+            wide += [0, want - have]
+        return F.pad(t, wide)
+
+    d = towers[0].groups.shape[-1]
+    sizes = Tower((g, d), (g,), (g, length, d), (g, length), (g, length), (s, d), (s,))  # type: ignore[arg-type]
+    return Tower(*(torch.cat([pad(t[i], *size) for t in towers]) for i, size in enumerate(sizes)))  # type: ignore[misc]
+
+
+class EagerEngine:
+    """PyTorch as it is, on the CPU, one thread (set once for the process: two threads with a busy second core ruin latency)."""
+
+    name = "eager"
+
+    def __init__(self, model: Model) -> None:
+        torch.set_num_threads(1)
+        self.model = model
+
+    @property
+    def spec(self) -> InputSpec:
+        return self.model.config.spec
+
+    @torch.inference_mode()
+    def tower(self, inputs: Inputs) -> list[UserTower]:
+        batch = ragged.user_tower(self.model.network, inputs)
+        return [EagerTower(t) for t in split(batch, inputs["g_mask"].sum(1).tolist())]
+
+    @torch.inference_mode()
+    def logits(self, towers: Sequence[UserTower], inputs: Inputs) -> dict[str, NDArray[np.float32]]:
+        batch = join([t.tower for t in towers])  # type: ignore[attr-defined]  # made by self.tower
+        g = batch.groups.shape[1]
+        x = {k: torch.from_numpy(inputs[k][:, :g] if k in ("g_age", "g_size") else inputs[k]) for k in HEAD_INPUTS}
+        return {k: v.numpy() for k, v in self.model.network.head(batch, x).items()}
+
+    def head(self, towers: Sequence[UserTower], inputs: Inputs) -> dict[str, NDArray[np.float64]]:
+        return {k: self.model.calibration.apply(k, v) for k, v in self.logits(towers, inputs).items()}
+
+
+def choose_engine(model: Model, prefer: Prefer = "auto") -> tuple[Engine, str]:
+    """The engine for this machine, and a sentence that says why it is this one.
+
+    `auto`: TensorRT where CUDA and torch_tensorrt are there, else eager. UnavailableError where `tensorrt` is asked for and can't be had.
+    """
+    if prefer not in ("auto", "eager", "tensorrt"):
+        raise UsageError(f"engine {prefer!r} is not known: give auto, eager or tensorrt")
+    if prefer == "eager":
+        return EagerEngine(model), "eager on the CPU, as asked"
+    from stream_dmgin.scoring import tensorrt
+
+    lacking = tensorrt.lacking()
+    if lacking is None:
+        return tensorrt.TensorRTEngine(model), "TensorRT: CUDA and torch_tensorrt are there"
+    if prefer == "tensorrt":
+        raise UnavailableError(f"the TensorRT engine can't be used: {lacking}. Use --engine eager, or mend that")
+    return EagerEngine(model), f"eager on the CPU: {lacking}"
