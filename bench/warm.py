@@ -9,7 +9,12 @@ import importlib
 import importlib.util
 import time
 
-MODULES = ("stream_dmgin.state.warm", "stream_dmgin.counters.warm", "stream_dmgin.features.warm", "stream_dmgin.simulator.warm")
+MODULES = (
+    "stream_dmgin.state.warm",
+    "stream_dmgin.counters.warm",
+    "stream_dmgin.features.warm",
+    "stream_dmgin.simulator.warm",
+)
 
 
 def main() -> None:

@@ -1,0 +1,97 @@
+"""`bench fold / read / score / latency / recover`: the product's own measurements. The measuring is in `stream_dmgin/bench/`."""
+
+from __future__ import annotations
+
+import click
+
+from stream_dmgin.cli.common import Context, common_options
+
+on_option = click.option(
+    "--on", default="kafka", show_default=True, metavar="kafka|file|URL",
+    help="the log to measure on: a local Kafka of its own, an embedded log of its own, or an empty log that is there",
+)  # fmt: skip
+
+
+@click.group()
+def command() -> None:
+    """Measure this machine: each prints its figures, with the rival of the same run.
+
+    Other work on the machine makes the figures worse; `load_1m` in the output tells how busy it was before.
+    """
+
+
+@command.command()
+@on_option
+@click.option("--events", default=2_000_000, show_default=True, type=click.IntRange(10_000), help="events to fold")
+@click.option("--users", default=20_000, show_default=True, type=click.IntRange(1), help="users (Zipf)")
+@common_options
+def fold(ctx: Context, on: str, events: int, users: int) -> None:
+    """Events per second from the log into RocksDB on one core, against a plain Python dict fold."""
+    from stream_dmgin.bench import fold as bench
+    from stream_dmgin.bench.workload import Workload
+
+    ctx.emit(bench.measure(on, events, Workload(users=users)))
+
+
+@command.command()
+@click.option("--lives", default="100,100000", show_default=True, metavar="N,N,...", help="events in a life")
+@click.option("--users", default=8, show_default=True, type=click.IntRange(1), help="users of each length of life")
+@click.option("--candidates", default=100, show_default=True, type=click.IntRange(1, 1000), help="candidates a request")
+@common_options
+def read(ctx: Context, lives: str, users: int, candidates: int) -> None:
+    """Microseconds from one user's state to the model's inputs."""
+    from stream_dmgin.bench import read as bench
+
+    try:
+        lengths = [int(x) for x in lives.split(",")]
+    except ValueError:
+        raise click.BadParameter(
+            f"{lives!r}: give whole numbers with commas between them", param_hint="--lives"
+        ) from None
+    ctx.emit(bench.measure(lengths, users, candidates))
+
+
+@command.command()
+@click.option("--model", metavar="ID|DIR", help="the model [default: as the worker's]")
+@click.option("--requests", default=300, show_default=True, type=click.IntRange(10), help="requests to time")
+@click.option("--candidates", default=100, show_default=True, type=click.IntRange(1, 1000), help="candidates a request")
+@common_options
+def score(ctx: Context, model: str | None, requests: int, candidates: int) -> None:
+    """Milliseconds from state to probabilities, against the whole model run anew for each request."""
+    from stream_dmgin.bench import score as bench
+
+    ctx.emit(bench.measure(model or ctx.settings["worker.model"], ctx.settings.data_dir, requests, candidates))
+
+
+@command.command()
+@on_option
+@click.option("--requests-per-s", default=100.0, show_default=True, type=click.FloatRange(0.1), help="score requests")
+@click.option("--events-per-s", default=2000.0, show_default=True, type=click.FloatRange(0), help="events beside them")
+@click.option("--seconds", default=40.0, show_default=True, type=click.FloatRange(1), help="how long")
+@click.option("--candidates", default=100, show_default=True, type=click.IntRange(1, 1000), help="candidates a request")
+@click.option("--model", metavar="ID|DIR", help="the worker's model [default: its own default]")
+@common_options
+def latency(
+    ctx: Context,
+    on: str,
+    requests_per_s: float,
+    events_per_s: float,
+    seconds: float,
+    candidates: int,
+    model: str | None,
+) -> None:
+    """Milliseconds from request written to score read, beside a stream of events."""
+    from stream_dmgin.bench import latency as bench
+
+    ctx.emit(bench.measure(on, requests_per_s, events_per_s, seconds, candidates, model))
+
+
+@command.command()
+@on_option
+@click.option("--events", default=1_000_000, show_default=True, type=click.IntRange(1000), help="events on the log")
+@common_options
+def recover(ctx: Context, on: str, events: int) -> None:
+    """Seconds until a worker with an empty data directory has folded the whole log."""
+    from stream_dmgin.bench import recover as bench
+
+    ctx.emit(bench.measure(on, events))
