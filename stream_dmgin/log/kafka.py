@@ -1,0 +1,199 @@
+"""A connection to a real Kafka: topics, offsets, and where readers and writers come from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self
+
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ConfigSource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
+
+from stream_dmgin.errors import ConfigError, LogUnavailable, UsageError
+from stream_dmgin.log.base import GroupListener, TopicInfo
+from stream_dmgin.log.kafka_reader import KafkaGroupReader, KafkaReader
+from stream_dmgin.log.kafka_writer import KafkaWriter, LibraryLog
+
+logger = logging.getLogger(__name__)
+
+OPEN_S = 8.0  # for the first answer of a broker
+REQUEST_S = 15.0
+CONFIG = ("cleanup.policy", "retention.ms", "max.message.bytes")  # always shown; others only where a topic sets them
+
+# Latency and throughput of one core; see docs/adr/0001-embedded-log.md for what was measured.
+READER = {
+    "enable.auto.commit": "false", "enable.auto.offset.store": "false", "auto.offset.reset": "error",
+    "fetch.wait.max.ms": "10", "fetch.queue.backoff.ms": "10", "queued.max.messages.kbytes": "2048",
+    "allow.auto.create.topics": "false", "socket.nagle.disable": "true", "reconnect.backoff.max.ms": "1000",
+}  # fmt: skip
+GROUP = {"partition.assignment.strategy": "range", "heartbeat.interval.ms": "300", "session.timeout.ms": "6000"}
+WRITER_ONLY = ("acks", "compression.", "linger.ms", "batch.", "partitioner", "message.timeout.ms", "enable.idempotence", "queue.buffering.")
+READER_ONLY = (
+    "fetch.", "queued.", "session.timeout.ms", "heartbeat.interval.ms", "max.poll.interval.ms", "partition.assignment.strategy",
+    "isolation.level", "auto.offset.reset", "enable.auto.", "group.", "check.crcs", "max.partition.fetch.bytes", "allow.auto.create.topics",
+)  # fmt: skip
+
+
+class KafkaLog:
+    """See base.Log."""
+
+    def __init__(self, url: str, kafka: Mapping[str, str]) -> None:
+        """Connects, and waits 8 s at most for a broker to answer. Raises LogUnavailable, ConfigError."""
+        self.url = url
+        hosts = url.removeprefix("kafka://").strip("/")
+        if not hosts or any(":" not in h or not h.rsplit(":", 1)[1].isdigit() for h in hosts.split(",")):
+            raise ConfigError("log", url, "give kafka://HOST:PORT[,HOST:PORT]")
+        self._settings = {"bootstrap.servers": hosts, "client.id": "stream-dmgin", **{k: str(v) for k, v in kafka.items()}}
+        common = {k: v for k, v in self._settings.items() if not k.startswith((*WRITER_ONLY, *READER_ONLY))}
+        try:
+            self._admin = AdminClient(common, logger=LibraryLog(logging.getLogger(__name__ + ".admin")))
+        except KafkaException as e:
+            raise ConfigError("kafka", "section [kafka]", e.args[0].str()) from None
+        try:
+            self._admin.list_topics(timeout=OPEN_S)
+        except KafkaException as e:
+            raise LogUnavailable(
+                f"no broker answers at {hosts}: is Kafka running there? ({e.args[0].str()}) "
+                "Start it, give another --log kafka://HOST:PORT, or work without a server on --log file:DIR"
+            ) from None
+
+    def topics(self) -> dict[str, TopicInfo]:
+        """See base.Log; Kafka's internal topics are left out."""
+        found = {n: t for n, t in self._metadata().items() if not n.startswith("__")}
+        configs = self._configs(list(found))
+        return {n: TopicInfo(n, len(t.partitions), configs[n]) for n, t in sorted(found.items()) if n in configs}
+
+    def create(self, topics: Iterable[TopicInfo]) -> None:
+        """See base.Log. Returns when the topics have leaders."""
+        new = [NewTopic(t.name, num_partitions=t.partitions, replication_factor=-1, config=dict(t.config)) for t in topics]
+        if not new:
+            return
+        for name, f in self._admin.create_topics(new, request_timeout=REQUEST_S).items():
+            self._result(f, f"creating topic {name}", ignore=(KafkaError.TOPIC_ALREADY_EXISTS,))
+        names, end = {n.topic for n in new}, time.monotonic() + REQUEST_S
+        while time.monotonic() < end:
+            there = self._metadata()
+            if all(n in there and all(p.leader >= 0 for p in there[n].partitions.values()) for n in names):
+                return
+            time.sleep(0.05)
+        raise LogUnavailable(f"topics were created but have no leaders after {REQUEST_S:g} s: {', '.join(sorted(names))}")
+
+    def configure(self, topic: str, config: Mapping[str, str]) -> None:
+        """See base.Log."""
+        entries = [ConfigEntry(k, str(v), incremental_operation=AlterConfigOpType.SET) for k, v in config.items()]
+        resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+        for f in self._admin.incremental_alter_configs([resource], request_timeout=REQUEST_S).values():
+            self._result(f, f"configuring topic {topic}")
+
+    def begins(self, topic: str) -> dict[int, int]:
+        """See base.Log."""
+        return self._offsets(topic, OffsetSpec.earliest())
+
+    def ends(self, topic: str) -> dict[int, int]:
+        """See base.Log."""
+        return self._offsets(topic, OffsetSpec.latest())
+
+    def offsets_for_time(self, topic: str, timestamp: int) -> dict[int, int]:
+        """See base.Log."""
+        found = self._offsets(topic, OffsetSpec.for_timestamp(timestamp))
+        if min(found.values(), default=0) < 0:  # no record that late
+            ends = self.ends(topic)
+            found = {p: ends[p] if o < 0 else o for p, o in found.items()}
+        return found
+
+    def reader(self, topics: Sequence[str]) -> KafkaReader:
+        """See base.Log."""
+        self._require(topics)
+        # librdkafka assigns only within a group's handle; this one never joins or commits
+        own = {"group.id": f"stream-dmgin-reader-{os.getpid()}"}
+        return KafkaReader({**self._reading(), **own}, topics)
+
+    def group_reader(self, group: str, topics: Sequence[str], listener: GroupListener) -> KafkaGroupReader:
+        """See base.Log."""
+        self._require(topics)
+        new_protocol = self._settings.get("group.protocol", "").lower() == "consumer"
+        own = {"group.remote.assignor": "range"} if new_protocol else GROUP
+        return KafkaGroupReader({**own, **self._reading(), "group.id": group}, topics, listener)
+
+    def writer(self, **tuning: Any) -> KafkaWriter:
+        """See base.Log."""
+        settings = {k: v for k, v in self._settings.items() if not k.startswith(READER_ONLY)}
+        return KafkaWriter(settings, self._limit, **tuning)
+
+    def close(self) -> None:
+        """Nothing to wait for: librdkafka ends with the object."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, t: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _reading(self) -> dict[str, str]:
+        return {**READER, **{k: v for k, v in self._settings.items() if not k.startswith(WRITER_ONLY)}}
+
+    def _metadata(self) -> dict[str, Any]:
+        try:
+            return dict(self._admin.list_topics(timeout=REQUEST_S).topics)
+        except KafkaException as e:
+            raise _unavailable(e, "asking for the topics") from None
+
+    def _require(self, topics: Iterable[str]) -> dict[str, Any]:
+        there = self._metadata()
+        missing = [t for t in topics if t not in there]
+        if missing:
+            raise UsageError(f"{self.url} has no topic {', '.join(missing)}: create the topics with `stream-dmgin topics apply`")
+        return there
+
+    def _limit(self, topic: str) -> int:
+        self._require([topic])
+        return int(self._configs([topic])[topic]["max.message.bytes"])
+
+    def _configs(self, names: list[str]) -> dict[str, dict[str, str]]:
+        asked = [ConfigResource(ResourceType.TOPIC, n) for n in names]
+        out: dict[str, dict[str, str]] = {}
+        if not asked:
+            return out
+        for resource, f in self._admin.describe_configs(asked, request_timeout=REQUEST_S).items():
+            entries = self._result(f, f"asking for the configuration of {resource.name}", ignore=(KafkaError.UNKNOWN_TOPIC_OR_PART,))
+            if entries is not None:  # None: deleted meanwhile
+                own = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+                out[resource.name] = {k: e.value for k, e in sorted(entries.items()) if k in CONFIG or e.source == own}
+        return out
+
+    def _offsets(self, topic: str, spec: OffsetSpec) -> dict[int, int]:
+        there = self._require([topic])
+        asked = {TopicPartition(topic, p): spec for p in there[topic].partitions}
+        found = self._admin.list_offsets(asked, request_timeout=REQUEST_S)
+        return {tp.partition: self._result(f, f"asking for the offsets of {topic}").offset for tp, f in sorted(found.items(), key=_partition)}
+
+    def _result(self, f: Future[Any], doing: str, ignore: Sequence[int] = ()) -> Any:
+        try:
+            return f.result()
+        except KafkaException as e:
+            if e.args[0].code() in ignore:
+                return None
+            raise _unavailable(e, doing) from None
+
+
+_partition: Callable[[Any], int] = lambda item: item[0].partition  # noqa: E731
+
+
+def _unavailable(e: KafkaException, doing: str) -> LogUnavailable | UsageError:
+    error = e.args[0]
+    wrong = (KafkaError.INVALID_CONFIG, KafkaError.INVALID_PARTITIONS, KafkaError.TOPIC_EXCEPTION, KafkaError.INVALID_REPLICATION_FACTOR)
+    text = f"{doing}: {error.name()}: {error.str()}"
+    return UsageError(text) if error.code() in wrong else LogUnavailable(text)
