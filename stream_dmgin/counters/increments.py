@@ -1,0 +1,190 @@
+"""Increments of the shared counters, and their records on the topic `counters`.
+
+What one partition's folded events add up to, as parallel columns. A published range of events, [from, to) by event topic,
+is cut into records of at most 512 KB:
+
+    {"v": 1, "partition": 3, "from": {"impressions": 10, "clicks": 2, "post-clicks": 0}, "to": {...}, "attempt": "...",
+     "chunk": 0, "chunks": 2, "kind": bin, "hash": bin, "bucket": bin, "metric": bin, "count": bin}
+
+The columns are little-endian: kind u1 (index of COUNTER_KINDS), hash u8 (XXH64 of the name), bucket i4 (number of the 15
+minutes since the epoch), metric u1 (index of COUNTER_METRICS), count i8 (1 or more). Category and advertiser are worked out
+by the publisher, so that the topic alone says what the counters are, whatever catalogue a reader has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_dmgin.counters.layout import N_KINDS, N_METRICS
+from stream_dmgin.errors import RecordError
+from stream_dmgin.topics import EVENTS
+
+FORMAT = 1
+RECORD_BYTES = 512 * 1024
+_ROW_BYTES = 1 + 8 + 4 + 1 + 8
+_HEADER_BYTES = 1024
+_CHUNKS_MAX = 1 << 16
+
+Offsets = tuple[int, ...]  # next offset by number of the event topic
+
+
+class RawIncrements(Protocol):
+    """What `StateEngine.take_increments` gives: item-level columns, each (item, bucket, metric) at most once."""
+
+    @property
+    def item_hash(self) -> NDArray[np.uint64]: ...  # noqa: D102
+    @property
+    def bucket(self) -> NDArray[np.int64]: ...  # noqa: D102
+    @property
+    def metric(self) -> NDArray[np.uint8]: ...  # noqa: D102
+    @property
+    def count(self) -> NDArray[np.int64]: ...  # noqa: D102
+
+
+class Owners(Protocol):
+    """Who knows the category and the advertiser of an item (the catalogue)."""
+
+    def owners(self, item_hash: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Hashes of the category and the advertiser of each item, 0 where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Increments:
+    """Increments of entities: `kind`, `hash`, `bucket`, `metric`, `count`, columns of equal length."""
+
+    kind: NDArray[np.uint8]
+    hash: NDArray[np.uint64]
+    bucket: NDArray[np.int64]
+    metric: NDArray[np.uint8]
+    count: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    @classmethod
+    def from_raw(cls, raw: RawIncrements, catalogue: Owners) -> Increments:
+        """Item increments and what they add to the items' categories and advertisers; each (entity, bucket, metric) once."""
+        category, advertiser = catalogue.owners(raw.item_hash)
+        kinds, hashes, rows = [], [], []
+        for kind, h in enumerate((raw.item_hash, category, advertiser)):
+            at = np.flatnonzero(h)
+            kinds.append(np.full(len(at), kind, np.uint8))
+            hashes.append(h[at])
+            rows.append(at)
+        kind_all, hash_all, row = np.concatenate(kinds), np.concatenate(hashes), np.concatenate(rows)
+        return _summed(kind_all, hash_all, raw.bucket[row], raw.metric[row], raw.count[row])
+
+    def columns(self) -> tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
+        """The arguments of `CounterTable.apply`."""
+        return self.kind, self.hash, self.bucket, self.metric, self.count
+
+    def encode(
+        self, partition: int, since: Mapping[int, int], to: Mapping[int, int], attempt: str, limit: int = RECORD_BYTES
+    ) -> list[bytes]:
+        """Values of the records for the events [since, to) of a partition, both by event topic number; at least one record,
+        none over `limit` bytes. `attempt` names this publication: records with another never complete it."""
+        rows = max(1, (limit - _HEADER_BYTES) // _ROW_BYTES)
+        chunks = max(1, -(-len(self) // rows))
+        a, b = _named(since), _named(to)
+        out = []
+        for chunk in range(chunks):
+            s = slice(chunk * rows, (chunk + 1) * rows)
+            record = _Record(
+                partition=partition, since=a, to=b, attempt=attempt, chunk=chunk, chunks=chunks,
+                kind=self.kind[s].tobytes(), hash=self.hash[s].astype("<u8").tobytes(),
+                bucket=self.bucket[s].astype("<i4").tobytes(), metric=self.metric[s].tobytes(),
+                count=self.count[s].astype("<i8").tobytes(),
+            )  # fmt: skip
+            out.append(_encode(record))
+        return out
+
+
+class _Record(msgspec.Struct, rename={"since": "from"}):
+    partition: int
+    since: dict[str, int]
+    to: dict[str, int]
+    attempt: str
+    chunk: int
+    chunks: int
+    kind: bytes
+    hash: bytes
+    bucket: bytes
+    metric: bytes
+    count: bytes
+    v: int = FORMAT
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Record).decode
+
+
+@dataclass(frozen=True, slots=True)
+class CounterRecord:
+    """One decoded record of the topic: a chunk of a partition's range [since, to)."""
+
+    partition: int
+    since: Offsets
+    to: Offsets
+    attempt: str
+    chunk: int
+    chunks: int
+    increments: Increments
+
+
+def decode(value: bytes | None) -> CounterRecord:
+    """Decode and check a record of the topic. Raises RecordError."""
+    try:
+        r = _decode(value or b"")
+    except msgspec.ValidationError as e:
+        raise RecordError("schema", str(e)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as e:
+        raise RecordError("decode", f"not a MessagePack map: {e}") from None
+    if r.v != FORMAT:
+        raise RecordError("format", f"counter records of format {r.v} are not known here: upgrade this worker")
+    n = len(r.kind)
+    if (len(r.metric), len(r.hash), len(r.bucket), len(r.count)) != (n, 8 * n, 4 * n, 8 * n):
+        raise RecordError("schema", "the columns of a counter record differ in length")
+    since, to = _numbered(r.since), _numbered(r.to)
+    if r.partition < 0 or not 0 <= r.chunk < r.chunks <= _CHUNKS_MAX or any(a > b for a, b in zip(since, to, strict=True)):
+        raise RecordError("range", "a counter record's partition, chunk or range of offsets can't be right")
+    x = Increments(
+        np.frombuffer(r.kind, np.uint8),
+        np.frombuffer(r.hash, "<u8").astype(np.uint64),
+        np.frombuffer(r.bucket, "<i4").astype(np.int64),
+        np.frombuffer(r.metric, np.uint8),
+        np.frombuffer(r.count, "<i8").astype(np.int64),
+    )
+    if n and not (
+        x.kind.max() < N_KINDS and x.metric.max() < N_METRICS and x.hash.min() > 0 and x.bucket.min() >= 0 and x.count.min() > 0
+    ):
+        raise RecordError("range", "a counter record holds a kind, metric, hash, bucket or count out of range")
+    return CounterRecord(r.partition, since, to, r.attempt, r.chunk, r.chunks, x)
+
+
+def _named(offsets: Mapping[int, int]) -> dict[str, int]:
+    return {t: offsets.get(n, 0) for n, t in enumerate(EVENTS)}
+
+
+def _numbered(offsets: Mapping[str, int]) -> Offsets:
+    if any(not 0 <= offsets.get(t, -1) < 1 << 63 for t in EVENTS):
+        raise RecordError("range", f"a counter record needs offsets of 0 or more for each of {', '.join(EVENTS)}")
+    return tuple(offsets[t] for t in EVENTS)
+
+
+def _summed(kind: Any, h: Any, bucket: Any, metric: Any, count: Any) -> Increments:
+    if len(kind) == 0:
+        return Increments(kind, h, bucket.astype(np.int64), metric.astype(np.uint8), count.astype(np.int64))
+    tag = bucket.astype(np.int64) << 16 | metric.astype(np.int64) << 8 | kind
+    order = np.lexsort((tag, h))
+    h, tag, count = h[order], tag[order], count[order]
+    first = np.flatnonzero(np.concatenate(([True], (h[1:] != h[:-1]) | (tag[1:] != tag[:-1]))))
+    tag = tag[first]
+    return Increments(
+        (tag & 255).astype(np.uint8), h[first], tag >> 16, (tag >> 8 & 255).astype(np.uint8), np.add.reduceat(count, first)
+    )
