@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from stream_dmgin.counters.layout import (
     A_CLICKS,
@@ -56,20 +55,20 @@ from stream_dmgin.counters.layout import (
     S_VERSION,
     SLOT_AT,
 )  # fmt: skip
-from stream_dmgin.counters.memory import f32, f64, i32, i64, u64
+from stream_dmgin.native import f32, f64, i32, i64, kernel, u64
 
 _LONGEST = N_LEVELS - 1
 _SALT = np.uint64(0x9E3779B97F4A7C15)
 
 
-@njit(cache=True)
+@kernel
 def mixed(kind: int, h: Any) -> Any:
     """Key of an entity in the index: its hash, set apart by kind, never 0."""
     key = h ^ (np.uint64(kind) * _SALT)
     return key if key != 0 else np.uint64(1)
 
 
-@njit(cache=True)
+@kernel
 def find(keys: Any, rows: Any, kind: int, h: Any) -> int:
     """Row of an entity, -1 where it is unknown."""
     mask = np.uint64(keys.shape[0] - 1)
@@ -82,8 +81,8 @@ def find(keys: Any, rows: Any, kind: int, h: Any) -> int:
     return -1
 
 
-@njit(cache=True)
-def row_of(c: Any, kind: int, h: Any) -> int:
+@kernel
+def row_of(c: Any, kind: int, h: Any) -> Any:
     """`find` by the table's addresses; -1 for hash 0 as well."""
     if h == 0:
         return -1
@@ -91,7 +90,7 @@ def row_of(c: Any, kind: int, h: Any) -> int:
     return find(u64(c[C_KEYS], (cap,)), i32(c[C_ROWS], (cap,)), kind, h)
 
 
-@njit(cache=True)
+@kernel
 def _aggregate(c: Any, row: int, now: int, out: Any) -> None:
     counts = i64(c[C_COUNTS] + row * N_COUNTS * 8, (N_COUNTS,))
     stamps = i32(c[C_STAMPS] + row * N_SLOTS * 4, (N_SLOTS,))
@@ -127,21 +126,21 @@ def _aggregate(c: Any, row: int, now: int, out: Any) -> None:
     out[A_CLICKS + N_RATES - 1] = counts[LIFE_AT + 1]
 
 
-@njit(cache=True)
+@kernel
 def _global_logit(hits: float, tries: float) -> float:
     tries = max(hits, tries)
     x = math.log((hits + GLOBAL_HITS) / (tries - hits + GLOBAL_TRIES - GLOBAL_HITS))
     return math.floor(x * LOGIT_STEP + 0.5) / LOGIT_STEP
 
 
-@njit(cache=True)
+@kernel
 def smoothed_logit(hits: float, tries: float, p: float, weight: float) -> float:
     """Logit of (hits + weight p) / (tries + weight), where tries is at least hits."""
     tries = max(hits, tries)
     return math.log((hits + weight * p) / (tries - hits + weight * (1.0 - p)))
 
 
-@njit(cache=True)
+@kernel
 def refresh(c: Any, now: int) -> None:
     """Bring the global rates up to `now` (ms); to be called once before reading entities."""
     state = i64(c[C_STATE], (4,))
@@ -169,14 +168,14 @@ def refresh(c: Any, now: int) -> None:
         state[S_EPOCH] += 1
 
 
-@njit(cache=True)
+@kernel
 def global_rate(c: Any, now: int) -> float:
     """Click rate of the whole with the longest half-life, at `now`."""
     refresh(c, now)
     return float(f64(c[C_PRIOR], (N_PRIORS,))[N_RATE_KINDS + _LONGEST])
 
 
-@njit(cache=True)
+@kernel
 def _compute(c: Any, row: int, now: int, out: Any) -> None:
     prior = f64(c[C_PRIOR], (N_PRIORS,))
     a = np.empty(N_AGGREGATES, np.float64)
@@ -193,7 +192,7 @@ def _compute(c: Any, row: int, now: int, out: Any) -> None:
     out[2 * N_RATES + 2] = smoothed_logit(a[A_ENGAGEMENTS], clicks, p, PRIOR_WEIGHT) - prior[P_ENGAGEMENT]
 
 
-@njit(cache=True)
+@kernel
 def row_features(c: Any, row: int, now: int, out: Any) -> None:
     """Features of a row (-1: unknown, all zero) at `now` into out[:FEATURES]. `refresh(c, now)` comes before."""
     if row < 0:
@@ -211,13 +210,13 @@ def row_features(c: Any, row: int, now: int, out: Any) -> None:
         out[k] = cache[row, k]
 
 
-@njit(cache=True)
+@kernel
 def entity_features(c: Any, kind: int, h: Any, now: int, out: Any) -> None:
     """`row_features` of the entity (kind, h)."""
     row_features(c, row_of(c, kind, h), now, out)
 
 
-@njit(cache=True)
+@kernel
 def first_seen(c: Any, row: int) -> int:
     """Start of the bucket (ms) in which a row was first counted."""
     return int(i32(c[C_FIRST], (c[C_CAPACITY],))[row]) * CLOCK_MS

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from stream_dmgin.counters.layout import (
@@ -27,13 +26,14 @@ from stream_dmgin.counters.layout import (
     SLOT_AT,
 )
 from stream_dmgin.errors import FormatError
+from stream_dmgin.native import kernel
 
 FORMAT = 1
 _AT_MOST = 16 + 10 * N_COUNTS + 5 * N_SLOTS  # bytes of one row
 _BATCH = 1024
 
 
-@njit(cache=True)
+@kernel
 def _put(out: Any, at: int, x: int) -> int:
     while x >= 128:
         out[at] = (x & 127) | 128
@@ -43,7 +43,7 @@ def _put(out: Any, at: int, x: int) -> int:
     return at + 1
 
 
-@njit(cache=True)
+@kernel
 def _encode(counts: Any, stamps: Any, first: Any, which: Any, out: Any, ends: Any) -> None:
     at = 0
     for i in range(which.shape[0]):
@@ -66,7 +66,7 @@ def _encode(counts: Any, stamps: Any, first: Any, which: Any, out: Any, ends: An
         ends[i] = at
 
 
-@njit(cache=True)
+@kernel
 def _take(data: Any, at: int) -> tuple[int, int]:
     """(number, next position); position -1 where the data ends too early."""
     x, shift = 0, 0
@@ -79,7 +79,7 @@ def _take(data: Any, at: int) -> tuple[int, int]:
     return 0, -1
 
 
-@njit(cache=True)
+@kernel
 def _decode(data: Any, counts: Any, stamps: Any) -> int:
     """The first bucket; -1 where the data can't be a row."""
     x, at = _take(data, 0)

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from stream_dmgin.counters import rows as _rows
@@ -58,17 +57,18 @@ from stream_dmgin.counters.layout import (
 )  # fmt: skip
 from stream_dmgin.counters.read import entity_features, find, global_rate, mixed, refresh
 from stream_dmgin.features.spec import COUNTER_KINDS, COUNTER_METRICS
+from stream_dmgin.native import kernel
 
 _MIN_ROWS = 1024
 
 
-@njit(cache=True)
+@kernel
 def _clear(counts: Any, row: int, level: int, slot: Any) -> None:
     for metric in range(METRICS_OF[level]):
         counts[row, LEVEL_AT[level] + metric * KEPT[level] + slot] = 0
 
 
-@njit(cache=True)
+@kernel
 def _add(counts: Any, stamps: Any, first: Any, valid: Any, row: int, bucket: Any, metric: int, count: int) -> None:
     counts[row, LIFE_AT + metric] += count
     first[row] = min(first[row], np.int32(bucket))
@@ -87,7 +87,7 @@ def _add(counts: Any, stamps: Any, first: Any, valid: Any, row: int, bucket: Any
         counts[row, LEVEL_AT[level] + metric * KEPT[level] + slot] += count
 
 
-@njit(cache=True)
+@kernel
 def _new_row(keys: Any, rows: Any, hashes: Any, kinds: Any, used: int, kind: int, h: Any) -> None:
     mask = np.uint64(keys.shape[0] - 1)
     key = mixed(kind, h)
@@ -100,7 +100,7 @@ def _new_row(keys: Any, rows: Any, hashes: Any, kinds: Any, used: int, kind: int
     kinds[used] = kind
 
 
-@njit(cache=True)
+@kernel
 def _apply(
     keys: Any, rows: Any, hashes: Any, kinds: Any, counts: Any, stamps: Any, first: Any, valid: Any, dirty: Any, state: Any,
     used: int, kind: Any, h: Any, bucket: Any, metric: Any, count: Any, start: int,
@@ -124,13 +124,13 @@ def _apply(
     return used, kind.shape[0]
 
 
-@njit(cache=True)
+@kernel
 def _reindex(keys: Any, rows: Any, hashes: Any, kinds: Any, used: int) -> None:
     for row in range(1, used):
         _new_row(keys, rows, hashes, kinds, row, kinds[row], hashes[row])
 
 
-@njit(cache=True)
+@kernel
 def _read(c: Any, kind: int, h: Any, now: int, out: Any) -> None:
     refresh(c, now)
     entity_features(c, kind, h, now, out)

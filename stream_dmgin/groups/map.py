@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
-from numba import njit
 from numpy.typing import NDArray
 
 from stream_dmgin.errors import InputError
+from stream_dmgin.native import hash_ids, kernel
 from stream_dmgin.records import ID_BYTES
 
 GROUP_MAX = (1 << 31) - 1
 _MIN_CAP = 16
 
 
-@njit(cache=True, inline="always")
+@kernel
 def find_group(keys: Any, values: Any, h: Any) -> Any:
     """Group of the item with hash `h` (uint64, never 0), -1 where it has none. For numba callers."""
     mask = np.uint64(keys.shape[0] - 1)
@@ -37,7 +36,7 @@ def find_group(keys: Any, values: Any, h: Any) -> Any:
     return np.int32(-1)
 
 
-@njit(cache=True)
+@kernel
 def _insert_all(keys: Any, values: Any, hashes: Any, groups: Any) -> None:
     """Insert each pair; of two items with one hash the first stays. The table must have room."""
     mask = np.uint64(keys.shape[0] - 1)
@@ -50,14 +49,10 @@ def _insert_all(keys: Any, values: Any, hashes: Any, groups: Any) -> None:
             values[at] = groups[i]
 
 
-@njit(cache=True)
+@kernel
 def _find_all(keys: Any, values: Any, hashes: Any, out: Any) -> None:
     for i in range(hashes.shape[0]):
         out[i] = find_group(keys, values, hashes[i])
-
-
-def _hashes(ids: Iterable[str]) -> NDArray[np.uint64]:
-    return np.fromiter((xxhash.xxh64_intdigest(i.encode()) or 1 for i in ids), np.uint64)
 
 
 class GroupMap:
@@ -76,7 +71,7 @@ class GroupMap:
         self.keys: NDArray[np.uint64] = np.zeros(cap, np.uint64)
         self.values: NDArray[np.int32] = np.full(cap, -1, np.int32)
         groups = np.fromiter(self.items.values(), np.int32, n)
-        _insert_all(self.keys, self.values, _hashes(self.items), groups)
+        _insert_all(self.keys, self.values, hash_ids(list(self.items)), groups)
         self.id = f"{kind}-{_content_hash(self.items)}" if n else "none"
 
     @classmethod

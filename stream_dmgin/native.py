@@ -1,0 +1,120 @@
+"""What the numba code of groups, counters and features shares: compiling, arrays by address, hashes of many ids at once.
+
+numba spends about 0.25 us on each array argument of a call from Python, more than the work itself when a request touches
+sixty arrays. Callers hand over one int64 array of addresses and keep the arrays behind it alive and in place.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types  # type: ignore[attr-defined]
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from stream_dmgin.state.hash import ADDRESS_OF_BYTES, item_hash, xxh64
+from stream_dmgin.state.jit import ld8
+
+Kernel = Callable[..., Any]
+
+
+def _stamp() -> tuple[float, int]:
+    here = Path(__file__).parent
+    files = [f for room in ("groups", "counters", "features") for f in (here / room).glob("*.py")]
+    files += [here / "native.py", here / "state" / "hash.py", here / "state" / "jit.py"]
+    seen = [(f.name, s.st_mtime_ns, s.st_size) for f in sorted(files) for s in [os.stat(f)]]
+    return max(m for _, m, _ in seen) / 1e9, zlib.crc32(repr(seen).encode())
+
+
+_STAMP = _stamp()
+
+
+def kernel(f: Callable[..., Any]) -> Kernel:
+    """Compile `f` with numba on first use, or take it from the cache on disk. numba looks only at the function's own file to
+    see whether its cached code is stale; constants and functions of other files are part of it here, so all are looked at."""
+    compiled = njit(cache=True, error_model="numpy")(f)
+    cache: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if hasattr(cache, "_source_stamp"):
+        cache._source_stamp = _STAMP
+    return compiled
+
+
+def _pointer(typing_context: Any, address: Any) -> Any:
+    """An integer address as a void pointer, for `numba.carray`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+pointer: Any = intrinsic(_pointer)
+_byte: Any = ld8
+
+
+@kernel
+def f32(address: Any, shape: Any) -> Any:
+    """float32 array of `shape` (a tuple) at `address`."""
+    return carray(pointer(address), shape, np.float32)
+
+
+@kernel
+def f64(address: Any, shape: Any) -> Any:
+    """float64 array of `shape` (a tuple) at `address`."""
+    return carray(pointer(address), shape, np.float64)
+
+
+@kernel
+def i32(address: Any, shape: Any) -> Any:
+    """int32 array of `shape` (a tuple) at `address`."""
+    return carray(pointer(address), shape, np.int32)
+
+
+@kernel
+def i64(address: Any, shape: Any) -> Any:
+    """int64 array of `shape` (a tuple) at `address`."""
+    return carray(pointer(address), shape, np.int64)
+
+
+@kernel
+def u64(address: Any, shape: Any) -> Any:
+    """uint64 array of `shape` (a tuple) at `address`."""
+    return carray(pointer(address), shape, np.uint64)
+
+
+@kernel
+def u8(address: Any, shape: Any) -> Any:
+    """uint8 array of `shape` (a tuple) at `address`."""
+    return carray(pointer(address), shape, np.uint8)
+
+
+@kernel
+def hash_between(address: Any, n: Any, separator: Any, out: Any) -> Any:
+    """Item hashes of the ids between separator bytes in n bytes at an address, into out; returns how many there are (it
+    writes no more than out holds)."""
+    count = 0
+    start = address
+    for p in range(address, address + n + 1):
+        if p == address + n or _byte(p) == separator:
+            if count < out.shape[0]:
+                h = np.uint64(xxh64(start, p - start))
+                out[count] = h if h != 0 else np.uint64(1)
+            count += 1
+            start = p + 1
+    return count
+
+
+def hash_ids(ids: Sequence[str]) -> NDArray[np.uint64]:
+    """Item hashes (never 0) of many ids at once; the same as `state.hash.item_hash` of each."""
+    out = np.empty(len(ids), np.uint64)
+    for separator in ("\0", "\n", "\x1f", "|"):
+        data = separator.join(ids).encode()
+        if hash_between(id(data) + ADDRESS_OF_BYTES, len(data), ord(separator), out) == len(ids):
+            return out
+    return np.fromiter((item_hash(i) for i in ids), np.uint64, len(ids))  # ids that hold every separator
