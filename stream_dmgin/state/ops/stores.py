@@ -1,0 +1,68 @@
+"""The stores of one data directory, seen from outside: which partitions, folded with which group map. Control path.
+
+`DATA_DIR/state/meta.json` is written by the worker; the stores are `DATA_DIR/state/p00000` and so on. They are opened
+read-only, which a running worker doesn't notice: what is seen is what it had committed at that moment.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from stream_dmgin import topics
+from stream_dmgin.errors import FormatError, InputError
+from stream_dmgin.groups.map import GroupMap
+from stream_dmgin.log.murmur2 import partition_of
+from stream_dmgin.state.engine import StateEngine
+
+META = "meta.json"
+
+
+@dataclass(frozen=True)
+class Stores:
+    """What lies in a data directory."""
+
+    directory: Path
+    partitions: int  # of the user-keyed topics; not all need have a store here
+    prefix: str
+    groups_id: str
+    groups_file: str
+
+    @classmethod
+    def of(cls, data_dir: Path) -> Stores:
+        """Raises InputError where there is no state, FormatError where it can't be understood."""
+        directory = Path(data_dir) / "state"
+        try:
+            meta = json.loads((directory / META).read_text())
+            return cls(directory, int(meta["partitions"]), str(meta["prefix"]), str(meta["groups"]), str(meta["groups_file"]))
+        except FileNotFoundError:
+            raise InputError(f"{data_dir} holds no state: give the --data-dir with which a worker has run") from None
+        except (ValueError, KeyError, TypeError) as e:
+            raise FormatError(f"{directory / META} can't be understood ({e!r}): it was written by another version") from None
+
+    @cached_property
+    def groups(self) -> GroupMap:
+        """The map that the stores are folded with. Raises InputError."""
+        return GroupMap.load(self.directory / self.groups_file) if self.groups_file else GroupMap.empty()
+
+    def path(self, partition: int) -> Path:
+        """Where the store of a partition lies, if it is here."""
+        return self.directory / f"p{partition:05d}"
+
+    def present(self) -> list[int]:
+        """Partitions that have a store here; a worker owns only some when there are several."""
+        return [p for p in range(self.partitions) if (self.path(p) / "CURRENT").exists()]
+
+    def partition_of(self, user_id: str) -> int:
+        """Where the events of a user lie, by murmur2 of the key."""
+        return partition_of(user_id.encode(), self.partitions)
+
+    def open(self, partition: int, *, cache_bytes: int = 64 << 20) -> StateEngine:
+        """The store of a partition as last committed; read-only, also while a worker writes to it."""
+        return StateEngine.open(self.path(partition), partition, self.groups, cache_bytes=cache_bytes, read_only=True)
+
+    def offsets(self, engine: StateEngine) -> dict[str, int]:
+        """Full topic name -> next offset that the store had folded."""
+        return {self.prefix + topics.EVENTS[t]: o for t, o in sorted(engine.offsets.items())}
