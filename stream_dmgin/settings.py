@@ -82,6 +82,7 @@ SETTINGS = (
     Setting("worker.max_batch", int, 30_000, "records of one poll at most", lambda v: 1 <= v <= 1_000_000, "give 1 to 1000000"),
     Setting("worker.cache_mb", int, 2048, "memory for users' states over all partitions, MB",
             lambda v: v >= 16, "give 16 or more megabytes"),
+    Setting("worker.tower_cache_mb", int, 256, "memory for cached user towers, MB", lambda v: v >= 1, "give 1 or more megabytes"),
     Setting("worker.max_requests", int, 64, "requests scored together at most", lambda v: 1 <= v <= 1024, "give 1 to 1024"),
     Setting("log_level", str, "info", "debug, info, warning or error",
             lambda v: v in ("debug", "info", "warning", "error"), "give debug, info, warning or error"),

@@ -26,7 +26,7 @@ from stream_dmgin.worker.answers import Answers, Asked
 from stream_dmgin.worker.dead_letters import dead_letter
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.partitions import REQUESTS_ROW, Owned, Partitions
-from stream_dmgin.worker.shared import SharedCounters
+from stream_dmgin.worker.shared import Shared
 
 log_ = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Loop:
     """One worker's data path. One thread calls everything."""
 
     def __init__(
-        self, reader: GroupReader, writer: Writer, partitions: Partitions, shared: SharedCounters, answers: Answers | None,
+        self, reader: GroupReader, writer: Writer, partitions: Partitions, shared: Shared, answers: Answers | None,
         health: Health, prefix: str, *, commit_interval_s: float, max_batch: int, max_requests: int,
     ) -> None:  # fmt: skip
         self._reader, self._writer, self._partitions = reader, writer, partitions
@@ -82,8 +82,7 @@ class Loop:
             self._release_waiting()
         self._shared.follow()
         self._writer.poll()
-        if self._failed is not None:
-            raise LogUnavailable(f"a record could not be written to the log: {self._failed}")
+        self._check_writes()
         now = time.monotonic()
         if now - self._last_commit >= self._interval:
             self.commit()
@@ -148,7 +147,7 @@ class Loop:
         assert self._answers is not None
         for k in range(0, len(asked), self._max_requests):
             part = asked[k : k + self._max_requests]
-            for a, key, value, headers in self._answers.answer(part):
+            for a, (key, value, headers) in self._answers.answer(part):
                 self._send_score(key, value, headers, a.owned, a.offset)
 
     def _send_score(self, key: bytes, value: bytes, headers: tuple[tuple[str, bytes], ...], owned: Owned, offset: int) -> None:
@@ -240,8 +239,12 @@ class Loop:
         """Wait until every answer and dead letter handed out is durable. Raises LogUnavailable."""
         if self._undelivered:
             self._writer.flush()
-            if self._failed is not None:
-                raise LogUnavailable(f"a record could not be written to the log: {self._failed}")
+        self._check_writes()
+
+    def _check_writes(self) -> None:
+        failed = self._failed or self._shared.failure
+        if failed is not None:
+            raise LogUnavailable(f"a record could not be written to the log: {failed}")
 
     def commit_one(self, o: Owned) -> None:
         """One partition: state, offsets, answered requests and outgoing increments in one write batch."""

@@ -84,7 +84,7 @@ class Partitions:
         self._log, self._prefix, self._dir, self._groups, self._health = log, prefix, state_dir, groups, health
         self._score, self._on_open, self._commit, self._before_release = score, on_open, commit, before_release
         self.names = {prefix + t: n for n, t in enumerate(topics.EVENTS)}
-        self.requests_topic = prefix + topics.REQUESTS
+        self.requests_topic, self.scores_topic = prefix + topics.REQUESTS, prefix + topics.SCORES
         self.total = self._check_partitions()
         self._cache_bytes = cache_mb * 1_000_000 // self.total
         self.owned: dict[int, Owned] = {}
@@ -146,6 +146,21 @@ class Partitions:
         self._tell()
         log_.warning("lost partitions %s: their uncommitted state is dropped, the next owner folds it again", numbers)
 
+    # What the worker asks
+
+    def ends(self) -> dict[TP, int]:
+        """The ends that the topics have now."""
+        names = [*self.names, *((self.requests_topic,) if self._score else ())]
+        return {(t, p): end for t in names for p, end in self._log.ends(t).items()}
+
+    def reached(self, ends: Mapping[TP, int]) -> bool:
+        """Whether every owned partition is folded and answered up to these ends; not before there are owned ones."""
+        return bool(self.owned) and all(
+            (o.answered.safe if t == self.requests_topic else o.engine.offsets.get(self.names[t], 0)) >= end
+            for (t, p), end in ends.items()
+            if (o := self.owned.get(p)) is not None
+        )
+
     def close(self) -> None:
         """Release everything; uncommitted state is dropped."""
         for o in self.owned.values():
@@ -201,6 +216,14 @@ def read_meta(state_dir: Path) -> dict[str, object] | None:
         return meta
     except FileNotFoundError:
         return None
+
+
+def read_groups(path: str, state_dir: Path) -> GroupMap:
+    """The group map at `path` (CSV or a saved map); without a path the one that the stores were folded with, or none."""
+    if path:
+        return GroupMap.load(path) if path.endswith(".parquet") else GroupMap.from_csv(path)
+    meta = read_meta(state_dir)
+    return GroupMap.load(state_dir / str(meta["groups_file"])) if meta else GroupMap.empty()
 
 
 def write_meta(state_dir: Path, partitions: int, prefix: str, groups: GroupMap) -> None:

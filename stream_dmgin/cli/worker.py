@@ -1,0 +1,27 @@
+"""`worker`: the processor."""
+
+from __future__ import annotations
+
+import click
+
+from stream_dmgin.cli.common import Context, common_options, setting_flags
+
+
+@click.command(name="worker")
+@click.option("--groups", metavar="FILE", help="group map: CSV with item_id,group, or a map of `groups build`")
+@click.option("--model", metavar="ID|DIR", help="model that scores [default: demo]")
+@click.option("--no-score", is_flag=True, help="fold events only, answer no requests")
+@click.option("--until-end", is_flag=True, help="stop at the ends the topics have now, everything flushed, and print what was done")
+@click.option("--http", metavar="HOST:PORT", help="health and metrics, or `off` [default: 127.0.0.1:8088]")
+@common_options
+@setting_flags(groups="worker.groups", model="worker.model", http="worker.http")
+def command(ctx: Context, groups: str | None, model: str | None, no_score: bool, until_end: bool, http: str | None) -> None:
+    """Fold events into state and answer score requests, until SIGTERM.
+
+    SIGTERM and SIGINT commit, leave the consumer group and exit 0. A second worker with the same --log shares the partitions.
+    """
+    from stream_dmgin.worker.run import run
+
+    done = run(ctx.settings, score=not no_score, until_end=until_end)
+    if until_end:
+        ctx.emit(done)

@@ -1,0 +1,154 @@
+"""Puts a worker together and runs it: under Faust on Kafka, alone on the embedded log and for bounded runs."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from stream_dmgin import topics
+from stream_dmgin.groups.map import GroupMap
+from stream_dmgin.log.base import Log, open_log
+from stream_dmgin.settings import Settings
+from stream_dmgin.worker.answers import Answers
+from stream_dmgin.worker.health import Health
+from stream_dmgin.worker.loop import Loop
+from stream_dmgin.worker.partitions import Partitions, read_groups
+from stream_dmgin.worker.shared import Shared
+
+log_ = logging.getLogger(__name__)
+
+POLL_S = 0.05
+UNOWNED_S = 30.0  # --until-end: so long may the group take to give partitions
+
+
+@dataclass
+class Worker:
+    """The parts of one worker. `turns(stop)` is the data path: it runs until `stop` is set."""
+
+    log: Log
+    loop: Loop
+    partitions: Partitions
+    shared: Shared
+    health: Health
+
+    def turns(self, stop: threading.Event) -> None:
+        """Turn until told to stop."""
+        while not stop.is_set():
+            self.loop.turn(POLL_S)
+
+    def until_end(self, stop: threading.Event) -> None:
+        """Turn until everything that the topics held at the start is folded, answered and committed."""
+        ends = self.partitions.ends()
+        t0 = time.monotonic()
+        while not stop.is_set():
+            n = self.loop.turn(POLL_S)
+            if n == 0 and self.partitions.reached(ends):
+                break
+            if not self.partitions.owned and time.monotonic() - t0 > UNOWNED_S:
+                log_.warning("no partitions yet: is another worker of this group running? Still waiting")
+                t0 = time.monotonic()
+        self.loop.commit()
+        self.loop.settle()
+
+
+@contextmanager
+def worker(settings: Settings, *, score: bool) -> Iterator[Worker]:
+    """A worker with its stores and connections; leaving the block commits, leaves the group and closes everything."""
+    with ExitStack() as stack:
+        health = Health()
+        log = stack.enter_context(open_log(settings.log, settings.kafka))
+        groups = read_groups(settings["worker.groups"], settings.data_dir / "state")
+        health.groups = groups.id
+        writer = log.writer(linger_ms=0 if score else 5)
+        stack.callback(writer.close)
+        shared = Shared(log, settings.prefix, settings.data_dir / "shared", writer, health, score=score)
+        stack.callback(shared.close)
+        answers = _answers(settings, shared, groups, health) if score else None
+        part: list[Any] = []
+        partitions = Partitions(
+            log, settings.prefix, settings.data_dir / "state", groups, health, cache_mb=settings["worker.cache_mb"], score=score,
+            on_open=shared.opened, commit=lambda o: part[0].commit_one(o), before_release=lambda: part[0].settle(),
+        )  # fmt: skip
+        stack.callback(partitions.close)
+        names = [settings.topic(t) for t in (*topics.EVENTS, *((topics.REQUESTS,) if score else ()))]
+        reader = log.group_reader(settings["worker.group"], names, partitions)
+        stack.callback(reader.close)
+        partitions.reader = reader
+        loop = Loop(
+            reader, writer, partitions, shared, answers, health, settings.prefix,
+            commit_interval_s=settings["worker.commit_interval_s"], max_batch=settings["worker.max_batch"],
+            max_requests=settings["worker.max_requests"],
+        )  # fmt: skip
+        part.append(loop)
+        shared.catch_up()
+        yield Worker(log, loop, partitions, shared, health)
+        loop.commit()
+        loop.settle()
+
+
+def _answers(settings: Settings, shared: Shared, groups: GroupMap, health: Health) -> Answers:
+    from stream_dmgin.models.registry import load_model
+    from stream_dmgin.scoring.engine import choose_engine
+    from stream_dmgin.scoring.scorer import Scorer
+    from stream_dmgin.scoring.tower_cache import TowerCache
+
+    model = load_model(settings["worker.model"], settings.data_dir)
+    engine, why = choose_engine(model)
+    log_.info("model %s, engine %s", model.id, why)
+    stage = health.metrics.stage
+
+    def observe(name: str, seconds: float) -> None:
+        stage.labels(name).observe(seconds)
+
+    shared.use_spec(engine.spec)
+    scorer = Scorer(
+        engine, shared.catalogue, shared.counters, groups, max_users=settings["worker.max_requests"],
+        tower_cache=TowerCache(settings["worker.tower_cache_mb"] << 20), observe=observe,
+    )  # fmt: skip
+    health.model = model.id
+    return Answers(scorer, "", shared, settings.prefix, groups.id, health)
+
+
+def run(settings: Settings, *, score: bool, until_end: bool) -> dict[str, Any]:
+    """Run a worker until SIGTERM, SIGINT or the end of the log; what it did, as the contract's JSON. Blocks."""
+    t0 = time.monotonic()
+    http = settings["worker.http"]
+    with worker(settings, score=score) as w:
+        if until_end:
+            with _signals() as stop:
+                w.until_end(stop)
+        elif settings.log.startswith("kafka://"):
+            from stream_dmgin.worker import faust_app
+
+            app = faust_app.make_app(settings.log.removeprefix("kafka://"), settings["worker.group"], settings.prefix, http, w.health)
+            faust_app.run(app, w.turns, settings["log_level"])
+        else:
+            with ExitStack() as stack:
+                if http != "off":
+                    from stream_dmgin.worker.http import HealthServer
+
+                    stack.enter_context(HealthServer(http, w.health))
+                w.turns(stack.enter_context(_signals()))
+        w.health.stopping = True
+        totals = w.loop.totals
+    return {**asdict(totals), "seconds": round(time.monotonic() - t0, 3)}
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    handlers: list[tuple[int, Callable[..., Any] | int | None]] = []
+    for s in (signal.SIGTERM, signal.SIGINT):
+        handlers.append((s, signal.signal(s, lambda *_: stop.set())))
+    try:
+        yield stop
+    finally:
+        for s, h in handlers:
+            signal.signal(s, h)

@@ -1,0 +1,219 @@
+"""What every worker shares: the counters of all users and the catalogue of items, followed from their topics; and this
+worker's own contribution to the counters, published from an outbox.
+
+The increments of a folded range of events go into the same write batch as the state that folded them (rows `c+`), are then
+published, and deleted once they are durable on the topic. A crash in between publishes the same bytes again, which every
+reader knows as a repetition: nothing counts twice, nothing is lost. A store rebuilt from an empty directory contributes
+nothing for events that the topic says are counted.
+
+`follow` never blocks; `catch_up` blocks until what the topics held when it was called is folded.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rocksdict import AccessType, Options, Rdict, WriteBatch
+
+from stream_dmgin import topics
+from stream_dmgin.counters.chains import SharedCounters
+from stream_dmgin.counters.increments import Increments
+from stream_dmgin.counters.table import CounterTable
+from stream_dmgin.errors import LogUnavailable, RecordError
+from stream_dmgin.features.catalogue import Catalogue
+from stream_dmgin.log.base import TP, Log, Reader, Writer
+from stream_dmgin.records import decode_item
+from stream_dmgin.worker.health import Health
+from stream_dmgin.worker.partitions import Owned
+
+log_ = logging.getLogger(__name__)
+
+OUTBOX, SINCE_ROW = b"c+", b"c/since"
+FOLLOW_S = 0.005  # the topics are looked at no more often
+CHECKPOINT_S = 30.0
+CATCH_UP_S = 600.0
+_pack, _unpack = msgspec.msgpack.encode, msgspec.msgpack.decode
+
+
+class Outbox:
+    """Increments of one partition on their way to the topic."""
+
+    def __init__(self, since: dict[int, int], rows: dict[bytes, bytes]) -> None:
+        self.since = since  # the last range published ended here
+        self.waiting = rows  # committed with the state, not handed to the writer yet
+        self.delivered: list[bytes] = []  # durable on the topic: their rows go with the next commit
+        self.sequence = 1 + max((int.from_bytes(k[len(OUTBOX) :], "big") for k in rows), default=-1)
+
+
+class Shared:
+    """Counters, catalogue and outboxes of one worker. One thread."""
+
+    def __init__(self, log: Log, prefix: str, directory: Path, writer: Writer, health: Health, *, score: bool) -> None:
+        self._log, self._writer, self._health, self._score = log, writer, health, score
+        self._counters_topic, self._items_topic = prefix + topics.COUNTERS, prefix + topics.ITEMS
+        self.catalogue = Catalogue()
+        self._store = _open_checkpoints(directory / "counters")
+        rows = [] if self._store is None else [(bytes(k), bytes(v)) for k, v in self._store.items()]
+        self._shared = SharedCounters.restore(rows)
+        have = log.topics()
+        self._starts: dict[TP, int] = {(self._items_topic, p): -2 for p in range(have[self._items_topic].partitions)}
+        self._starts[self._counters_topic, 0] = self._shared.next_offset
+        self._reader: Reader = log.reader([self._counters_topic, self._items_topic])
+        self._reader.assign(self._starts)
+        self._items_next = dict.fromkeys((p for t, p in self._starts if t == self._items_topic), 0)
+        self._outboxes: dict[int, Outbox] = {}
+        self.failure: BaseException | None = None  # increments that could not be written to the log
+        self._looked = self._saved = time.monotonic()
+        self._outcomes = {"applied": 0, "duplicate": 0, "gap": 0, "overlap": 0}
+
+    @property
+    def counters(self) -> CounterTable:
+        """The counters of all users, as far as the topic is folded."""
+        return self._shared.table
+
+    @property
+    def counters_offset(self) -> int:
+        """Next offset of the counters topic to fold."""
+        return self._shared.next_offset
+
+    def use_spec(self, spec: Any) -> None:
+        """Keep the item attributes that the model reads. Call it before `catch_up`."""
+        self.catalogue = Catalogue(spec)
+
+    # Following
+
+    def follow(self) -> None:
+        """Fold what has come on the topics of counters and items."""
+        now = time.monotonic()
+        if now - self._looked < FOLLOW_S:
+            return
+        self._looked = now
+        self._take()
+        if now - self._saved > CHECKPOINT_S:
+            self._checkpoint(now)
+
+    def catch_up(self) -> None:
+        """Fold both topics up to the ends that they have now. Raises LogUnavailable after ten minutes without an end."""
+        ends = {(t, p): end for t in (self._counters_topic, self._items_topic) for p, end in self._log.ends(t).items()}
+        t0 = time.monotonic()
+        for p, begin in self._log.begins(self._items_topic).items():
+            self._items_next[p] = max(self._items_next[p], begin)
+        while any(self._next(tp) < end for tp, end in ends.items()):
+            if not self._take(0.1) and time.monotonic() - t0 > CATCH_UP_S:
+                raise LogUnavailable(f"{self._counters_topic} and {self._items_topic} could not be read to their ends in {CATCH_UP_S:.0f} s")
+        log_.info("counters of %d entities, catalogue of %d items, after %.2f s", len(self.counters), len(self.catalogue), time.monotonic() - t0)
+
+    def _next(self, tp: TP) -> int:
+        return self._shared.next_offset if tp[0] == self._counters_topic else self._items_next[tp[1]]
+
+    def _take(self, timeout: float = 0.0) -> int:
+        batch = self._reader.poll(10_000, timeout)
+        if batch is None:
+            return 0
+        try:
+            for i in range(len(batch)):
+                offset = int(batch.offset[i])
+                try:
+                    if batch.topic[i] == 0:
+                        self._shared.fold(batch.value(i), offset)
+                    else:
+                        self._items_next[int(batch.partition[i])] = offset + 1
+                        self._take_item(batch.key(i), batch.value(i))
+                except RecordError as e:
+                    log_.error("%s offset %d is malformed (%s): left out", batch.topics[batch.topic[i]], offset, e)
+            return len(batch)
+        finally:
+            batch.release()
+            self._report()
+
+    def _take_item(self, key: bytes | None, value: bytes | None) -> None:
+        if value is None:
+            if key:
+                self.catalogue.delete(key.decode("utf-8", "replace"))
+            return
+        self.catalogue.upsert(decode_item(key, value))
+
+    def _report(self) -> None:
+        c = self._shared.chains
+        for outcome, n in (("applied", c.ranges), ("duplicate", c.duplicates), ("gap", c.gaps), ("overlap", c.overlaps)):
+            if more := n - self._outcomes[outcome]:
+                self._health.metrics.counter_ranges.labels(outcome).inc(more)
+                self._outcomes[outcome] = n
+
+    def _checkpoint(self, now: float) -> None:
+        self._saved = now
+        if self._store is None:
+            return
+        batch = WriteBatch(raw_mode=True)
+        for k, v in self._shared.checkpoint():
+            batch.put(k, v)
+        self._store.write(batch)
+
+    # Publishing
+
+    def opened(self, o: Owned) -> None:
+        """A partition's store was opened: where its increments go on, and what of them was not published yet."""
+        row = o.engine.get(SINCE_ROW)
+        since = dict(enumerate(_unpack(row))) if row is not None else self._shared.published(o.partition)
+        outbox = Outbox(since, {bytes(k): bytes(v) for k, v in o.engine.scan(OUTBOX)})
+        o.engine.published = dict(since)
+        self._outboxes[o.partition] = outbox
+        self.publish(o)
+
+    def outgoing(self, o: Owned) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
+        """(rows to put, rows to delete) in the commit of this partition that is about to be written."""
+        box = self._outboxes[o.partition]
+        raw = o.engine.take_increments()
+        deletes, box.delivered = box.delivered, []
+        if len(raw.count) == 0:
+            return [], deletes
+        to = {n: max(box.since.get(n, 0), o.engine.offsets.get(n, 0)) for n in range(len(topics.EVENTS))}
+        values = Increments.from_raw(raw, self.catalogue).encode(o.partition, box.since, to, uuid.uuid4().hex)
+        puts = []
+        for value in values:
+            puts.append((OUTBOX + box.sequence.to_bytes(8, "big"), value))
+            box.sequence += 1
+        box.waiting |= puts
+        box.since = to
+        return [*puts, (SINCE_ROW, _pack([to[n] for n in range(len(topics.EVENTS))]))], deletes
+
+    def publish(self, o: Owned) -> None:
+        """Hand what is committed to the writer; rows go once it is durable."""
+        box = self._outboxes[o.partition]
+        waiting, box.waiting = box.waiting, {}
+        key = b"%d" % o.partition
+        for row, value in waiting.items():
+
+            def delivered(error: BaseException | None, tp: TP, offset: int, row: bytes = row) -> None:
+                if error is None:
+                    box.delivered.append(row)
+                else:
+                    self.failure = error  # the order of ranges matters: the worker ends, its successor publishes them again
+
+            self._writer.append(self._counters_topic, key, value, partition=0, on_delivery=delivered)
+
+    def close(self) -> None:
+        """Save the counters and close the readers."""
+        self._checkpoint(time.monotonic())
+        if self._store is not None:
+            self._store.close()
+        self._reader.close()
+
+
+def _open_checkpoints(path: Path) -> Rdict | None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_write_buffer_size(4 << 20)
+    try:
+        return Rdict(str(path), options, access_type=AccessType.read_write())
+    except Exception as e:
+        if "lock" not in str(e).lower():
+            raise
+        log_.info("another worker keeps the counters' checkpoint of this data directory: this one reads them from the topic")
+        return None
