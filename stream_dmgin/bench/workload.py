@@ -63,10 +63,12 @@ class Workload:
         late = np.where(r.random(CHUNK) < 0.05, r.integers(0, 3_500, CHUNK), 0)
         ts = START + (chunk * CHUNK + np.arange(CHUNK)) * 7 - late
         number = chunk * CHUNK + np.arange(CHUNK)
-        number -= r.random(CHUNK) < 0.01  # the id of the event before: counted once if it is still in a ring
         dwell, spend, type_ = r.integers(0, 60_000, CHUNK), r.random(CHUNK) * 90, r.integers(0, len(TYPES), CHUNK)
+        of = np.arange(CHUNK) - (r.random(CHUNK) < 0.01).astype(int).clip(
+            max=np.arange(CHUNK)
+        )  # the event before, once more
         columns = (user, item, kind, ts, number, dwell, spend, type_)
-        for u, i, k, t, e, d, s, y in zip(*(c.tolist() for c in columns), strict=True):
+        for u, i, k, t, e, d, s, y in zip(*(c[of].tolist() for c in columns), strict=True):
             event = records.Event(f"u{u}", f"i{i}", t, event_id=f"e{e}")
             if k:
                 event.dwell_ms = d
