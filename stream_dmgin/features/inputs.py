@@ -22,8 +22,8 @@ USER_SIDE: dict[str, tuple[Any, tuple[str, ...]]] = {
     "s_item": (_I, ("S", "3")), "s_cls": (_I, ("S",)), "s_time": (_I, ("S",)), "s_dwell": (_I, ("S",)), "s_mask": (_B, ("S",)),
 }  # fmt: skip
 REQUEST_SIDE: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "c_item": (_I, ("C", "3")), "c_id": (_I, ("C",)), "c_group": (_I, ("C",)), "c_dense": (_F, ("C", "D")), "c_mask": (_B, ("C",)),
-    "g_age": (_F, ("G",)), "g_size": (_F, ("G",)), "u_dense": (_F, ("U",)), "x_cat": (_I, ()),
+    "c_item": (_I, ("C", "3")), "c_id": (_I, ("C",)), "c_group": (_I, ("C",)), "c_dense": (_F, ("C", "D")),
+    "c_mask": (_B, ("C",)), "g_age": (_F, ("G",)), "g_size": (_F, ("G",)), "u_dense": (_F, ("U",)), "x_cat": (_I, ()),
 }  # fmt: skip
 ALL = {**USER_SIDE, **REQUEST_SIDE}
 USER_COLUMNS = len(USER_FEATURES)

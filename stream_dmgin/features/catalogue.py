@@ -1,0 +1,224 @@
+"""The items as the features need them: category, advertiser, place, price and numeric attributes, found by item hash.
+
+Fed by the topic `items` (a null value deletes) or by a Parquet file. Reading is for numba code, by addresses, 5 ns an item; the
+record itself is kept as bytes, without its embedding, for people who ask for it. One thread at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_dmgin.errors import InputError, RecordError
+from stream_dmgin.native import i32, kernel, u64
+from stream_dmgin.records import Item, decode_item, encode
+from stream_dmgin.state.hash import item_hash
+
+# Entries of Catalogue.addresses
+(K_KEYS, K_ROWS, K_MASK, K_CAPACITY, K_CATEGORY, K_ADVERTISER, K_PLACE, K_FLAGS, K_NUMBERS, K_COLUMNS) = range(10)
+KNOWN, PLACED = 1, 2  # flags
+_MIN_ROWS = 1024
+_decode = msgspec.msgpack.Decoder(Item).decode
+
+
+@kernel
+def find_item(k: Any, h: Any) -> Any:
+    """Row of the item with hash `h`, -1 where the catalogue never had it; `k` is Catalogue.addresses."""
+    cap = k[K_MASK] + 1
+    keys = u64(k[K_KEYS], (cap,))
+    mask = np.uint64(k[K_MASK])
+    at = h & mask
+    while keys[at] != 0:
+        if keys[at] == h:
+            return np.int64(i32(k[K_ROWS], (cap,))[at])
+        at = (at + np.uint64(1)) & mask
+    return np.int64(-1)
+
+
+@kernel
+def _insert(keys: Any, rows: Any, h: Any, row: Any) -> None:
+    mask = np.uint64(keys.shape[0] - 1)
+    at = h & mask
+    while keys[at] != 0:
+        at = (at + np.uint64(1)) & mask
+    keys[at] = h
+    rows[at] = row
+
+
+@kernel
+def _reindex(keys: Any, rows: Any, hashes: Any, used: Any) -> None:
+    for row in range(used):
+        _insert(keys, rows, hashes[row], row)
+
+
+@kernel
+def _owners(k: Any, hashes: Any, category: Any, advertiser: Any) -> None:
+    categories = u64(k[K_CATEGORY], (k[K_CAPACITY],))
+    advertisers = u64(k[K_ADVERTISER], (k[K_CAPACITY],))
+    for i in range(hashes.shape[0]):
+        row = find_item(k, hashes[i])
+        category[i] = categories[row] if row >= 0 else 0
+        advertiser[i] = advertisers[row] if row >= 0 else 0
+
+
+class Catalogue:
+    """Items by id. `numbers`: numeric attributes kept as columns, in this order; `require` adds more."""
+
+    def __init__(self, numbers: Sequence[str] = ()) -> None:
+        self.numbers: tuple[str, ...] = tuple(dict.fromkeys(numbers))
+        self.addresses: NDArray[np.int64] = np.zeros(10, np.int64)
+        self._raw: dict[str, bytes] = {}
+        self._used = 0
+        self._row: dict[int, int] = {}  # item hash -> row
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._resize(_MIN_ROWS)
+
+    def __len__(self) -> int:
+        """Items in the catalogue."""
+        return len(self._raw)
+
+    def _resize(self, capacity: int) -> None:
+        fresh: dict[str, NDArray[Any]] = {
+            "hashes": np.zeros(capacity, np.uint64),
+            "category": np.zeros(capacity, np.uint64),
+            "advertiser": np.zeros(capacity, np.uint64),
+            "place": np.zeros((capacity, 3), np.float64),
+            "flags": np.zeros(capacity, np.uint8),
+            "numbers": np.zeros((capacity, 1 + len(self.numbers)), np.float32),
+        }
+        for name, new in fresh.items():
+            if self._used:
+                new[: self._used] = self._arrays[name][: self._used]
+        self._set(fresh, capacity)
+
+    def _set(self, fresh: dict[str, NDArray[Any]], capacity: int) -> None:
+        fresh["keys"], fresh["rows"] = np.zeros(2 * capacity, np.uint64), np.zeros(2 * capacity, np.int32)
+        _reindex(fresh["keys"], fresh["rows"], fresh["hashes"], self._used)
+        self._arrays = fresh
+        a = self.addresses
+        for at, name in (
+            (K_KEYS, "keys"), (K_ROWS, "rows"), (K_CATEGORY, "category"), (K_ADVERTISER, "advertiser"),
+            (K_PLACE, "place"), (K_FLAGS, "flags"), (K_NUMBERS, "numbers"),
+        ):  # fmt: skip
+            a[at] = fresh[name].ctypes.data
+        a[K_MASK], a[K_CAPACITY], a[K_COLUMNS] = 2 * capacity - 1, capacity, 1 + len(self.numbers)
+
+    def upsert(self, item: Item) -> None:
+        """Add an item, or replace what was known of it."""
+        h = item_hash(item.item_id)
+        row = self._row.get(h)
+        if row is None:
+            if self._used == len(self._arrays["hashes"]):
+                self._resize(2 * self._used)
+            row = self._row[h] = self._used
+            self._arrays["hashes"][row] = h
+            _insert(self._arrays["keys"], self._arrays["rows"], np.uint64(h), row)
+            self._used += 1
+        if item.embedding is not None:
+            item = msgspec.structs.replace(item, embedding=None)
+        self._raw[item.item_id] = encode(item)
+        self._fill(row, item)
+
+    def _fill(self, row: int, item: Item) -> None:
+        a = self._arrays
+        a["category"][row] = _name_hash(item.category)
+        a["advertiser"][row] = _name_hash(item.advertiser)
+        flags = KNOWN
+        if item.lat is not None and item.lon is not None and math.isfinite(item.lat) and math.isfinite(item.lon):
+            flags |= PLACED
+            a["place"][row] = unit_vector(item.lat, item.lon)
+        a["flags"][row] = flags
+        attrs = item.attrs or {}
+        a["numbers"][row] = [log_number(item.price), *(log_number(attrs.get(n)) for n in self.numbers)]
+
+    def delete(self, item_id: str) -> None:
+        """Forget an item; nothing happens where it isn't known."""
+        if self._raw.pop(item_id, None) is not None:
+            row = self._row[item_hash(item_id)]
+            for name in ("category", "advertiser", "place", "flags", "numbers"):
+                self._arrays[name][row] = 0
+
+    def fold(self, key: bytes | None, value: bytes | None) -> None:
+        """Apply one record of the topic `items`: an item, or, with a null value, its deletion. Raises RecordError."""
+        if value is None:
+            if not key:
+                raise RecordError("key", "an item's deletion (null value) needs the item id as key")
+            self.delete(key.decode("utf-8", "replace"))
+        else:
+            self.upsert(decode_item(key, value))
+
+    def require(self, numbers: Sequence[str]) -> None:
+        """Keep these numeric attributes as columns too (a model asks for them)."""
+        missing = [n for n in numbers if n not in self.numbers]
+        if missing:
+            self.numbers += tuple(dict.fromkeys(missing))
+            fresh = {n: v for n, v in self._arrays.items() if n not in ("keys", "rows")}
+            fresh["numbers"] = np.zeros((len(fresh["hashes"]), 1 + len(self.numbers)), np.float32)
+            self._set(fresh, len(fresh["hashes"]))
+            for item in self.items():
+                self._fill(self._row[item_hash(item.item_id)], item)
+
+    def get(self, item_id: str) -> Item | None:
+        """The item's record, without its embedding; None where it isn't known."""
+        raw = self._raw.get(item_id)
+        return None if raw is None else _decode(raw)
+
+    def items(self) -> Iterator[Item]:
+        """All items, without embeddings."""
+        return (_decode(raw) for raw in self._raw.values())
+
+    def owners(self, hashes: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Hashes of the category and the advertiser of items by item hash; 0 where there is none."""
+        category, advertiser = np.empty(len(hashes), np.uint64), np.empty(len(hashes), np.uint64)
+        _owners(self.addresses, np.ascontiguousarray(hashes), category, advertiser)
+        return category, advertiser
+
+    @classmethod
+    def from_parquet(cls, path: str | Path, numbers: Sequence[str] = ()) -> Catalogue:
+        """Read items.parquet: columns named as the fields of records.Item (item_id needed), `attrs` as JSON. InputError."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        wanted = [f for f in Item.__struct_fields__ if f != "embedding"]
+        try:
+            have = pq.read_schema(path).names
+            if "item_id" not in have:
+                raise InputError(f"{path} has no column item_id: it is no table of items")
+            table = pq.read_table(path, columns=[n for n in wanted if n in have])
+        except (OSError, pa.ArrowException) as e:
+            raise InputError(f"{path} can't be read as Parquet: {e}") from None
+        out = cls(numbers)
+        for i, row in enumerate(table.to_pylist()):
+            try:
+                attrs = row.get("attrs")
+                row["attrs"] = json.loads(attrs) if isinstance(attrs, str) else attrs
+                out.upsert(msgspec.convert(_without_nan(row), Item))
+            except (ValueError, msgspec.ValidationError) as e:
+                raise InputError(f"{path}, row {i}: {e}") from None
+        return out
+
+
+def unit_vector(lat: float, lon: float) -> tuple[float, float, float]:
+    """A place in degrees as a point of the unit sphere."""
+    a, b = math.radians(lat), math.radians(lon)
+    return math.cos(a) * math.cos(b), math.cos(a) * math.sin(b), math.sin(a)
+
+
+def log_number(x: Any) -> float:
+    """ln(1 + x) of a number of 0 or more; 0 for anything else."""
+    return math.log1p(x) if isinstance(x, (int, float)) and 0 <= x < math.inf else 0.0
+
+
+def _name_hash(name: str | None) -> int:
+    return item_hash(name) if name else 0
+
+
+def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
