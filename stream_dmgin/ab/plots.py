@@ -1,0 +1,96 @@
+"""Plots as inline SVG: no script, no fonts, no files beside the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from stream_dmgin.ab.compare import Bin
+from stream_dmgin.training.metrics import Interval
+
+COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7a4d9f", "#8a6d1b", "#444444")
+GREY, FRAME = "#999", "#ccc"
+
+
+def reliability(models: Mapping[str, Sequence[Bin]], size: int = 320) -> str:
+    """Predicted against observed click rate; the area of a point grows with its rows."""
+    pad = 44
+    span = size - 2 * pad
+    most = max((b.rows for bins in models.values() for b in bins), default=1)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return pad + x * span, size - pad - y * span
+
+    parts = [f'<rect x="{pad}" y="{pad}" width="{span}" height="{span}" fill="none" stroke="{FRAME}"/>']
+    x0, y0 = at(0, 0)
+    x1, y1 = at(1, 1)
+    parts.append(f'<line x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}" stroke="{GREY}" stroke-dasharray="4 3"/>')
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x, y = at(tick, 0)
+        parts.append(_text(x, y + 16, f"{tick:g}", "middle"))
+        x, y = at(0, tick)
+        parts.append(_text(x - 6, y + 4, f"{tick:g}", "end"))
+    parts.append(_text(size / 2, size - 8, "predicted click rate", "middle"))
+    parts.append(f'<g transform="rotate(-90 12 {size / 2})">{_text(12, size / 2, "observed", "middle")}</g>')
+    for colour, (name, bins) in zip(_colours(len(models)), models.items(), strict=True):
+        points = [at(b.predicted, b.clicked) for b in bins]
+        parts.append(
+            f'<polyline fill="none" stroke="{colour}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
+        )
+        for b, (x, y) in zip(bins, points, strict=True):
+            said = escape(f"{name}: {b.rows} rows, predicted {b.predicted:.3f}, observed {b.clicked:.3f}")
+            radius = 2 + 5 * (b.rows / most) ** 0.5
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity=".6">'
+                f"<title>{said}</title></circle>"
+            )
+    return _svg(size, size, parts, "Reliability: predicted against observed click rate")
+
+
+def intervals(rows: Mapping[str, Interval], width: int = 560) -> str:
+    """One line per name: the difference and its 95 % interval, zero marked."""
+    left, right, step, top = 190, 90, 26, 10
+    low = min([0.0, *(i.low for i in rows.values())])
+    high = max([0.0, *(i.high for i in rows.values())])
+    room = (high - low) or 1.0
+    low, high = low - room * 0.05, high + room * 0.05
+    height = top + step * len(rows) + 24
+
+    def x(value: float) -> float:
+        return left + (value - low) / (high - low) * (width - left - right)
+
+    parts = [
+        f'<line x1="{x(0):.1f}" y1="{top}" x2="{x(0):.1f}" y2="{height - 20}" stroke="{GREY}" stroke-dasharray="4 3"/>'
+    ]
+    for k, (name, i) in enumerate(rows.items()):
+        y = top + step * k + step / 2
+        sure = i.low > 0 or i.high < 0
+        colour = COLOURS[0] if sure else GREY
+        parts.append(_text(left - 8, y + 4, name, "end"))
+        parts.append(
+            f'<line x1="{x(i.low):.1f}" y1="{y}" x2="{x(i.high):.1f}" y2="{y}" stroke="{colour}" stroke-width="2"/>'
+        )
+        parts.append(f'<circle cx="{x(i.diff):.1f}" cy="{y}" r="4" fill="{colour}"/>')
+        parts.append(_text(width - right + 8, y + 4, f"{i.diff:+.4f}", "start"))
+    parts.append(_text(x(0), height - 6, "0", "middle"))
+    return _svg(width, height, parts, "Differences to the champion with 95 % intervals")
+
+
+def _colours(n: int) -> list[str]:
+    return [COLOURS[k % len(COLOURS)] for k in range(n)]
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """The colour of each model in the reliability plot."""
+    return dict(zip(names, _colours(len(names)), strict=True))
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text {place} font-size="11" font-family="sans-serif" fill="#333">{escape(text)}</text>'
+
+
+def _svg(width: float, height: float, parts: Sequence[str], title: str) -> str:
+    size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
+    return f"{head}<title>{escape(title)}</title>{''.join(parts)}</svg>"

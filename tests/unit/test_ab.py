@@ -1,0 +1,68 @@
+"""Comparison of models on the same rows: measures, intervals, verdicts, and a page that stands alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from stream_dmgin.ab import plots, report
+from stream_dmgin.ab.compare import compare, gain
+from stream_dmgin.errors import InputError
+from stream_dmgin.training.metrics import Interval
+
+
+def _rows(noise: float, seed: int = 1, n: int = 4000) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    r = np.random.default_rng(seed)
+    p = r.beta(2, 3, n)
+    y = (r.random(n) < p).astype(np.int8)
+    logit = np.log(p / (1 - p)) + noise * r.standard_normal(n)
+    return y, r.integers(0, 300, n), p, 1 / (1 + np.exp(-logit))
+
+
+def test_the_truth_beats_a_noisy_copy() -> None:
+    y, users, truth, noisy = _rows(1.0)
+    c = compare(y, users, {"noisy": noisy, "truth": truth}, "noisy", draws=200)
+    d = c.differences["truth"]
+    assert d["auc"].low > 0 and d["logloss"].high < 0 and gain("logloss", d["logloss"]) == 1
+    assert c.verdict.startswith("truth is better than noisy")
+    assert compare(y, users, {"truth": truth, "noisy": noisy}, "truth", draws=200).verdict.startswith(
+        "noisy is worse than truth"
+    )
+    assert c.metrics["truth"]["ece"] < c.ece_noise[1] * 2
+    assert sum(b.rows for b in c.reliability["truth"]) == len(y)
+
+
+def test_a_model_against_itself_shows_no_difference() -> None:
+    y, users, truth, _ = _rows(0.0)
+    c = compare(y, users, {"a": truth, "b": truth}, "a", draws=100)
+    assert c.verdict.startswith("No difference between b and a")
+    assert all(i == Interval(0.0, 0.0, 0.0) for i in c.differences["b"].values())
+
+
+def test_one_kind_of_label_cannot_be_compared() -> None:
+    with pytest.raises(InputError, match="nothing can be compared"):
+        compare(np.zeros(3, np.int8), np.arange(3), {"a": np.full(3, 0.5), "b": np.full(3, 0.5)}, "a")
+
+
+def test_the_page_stands_alone_and_escapes_names(tmp_path: Path) -> None:
+    y, users, truth, noisy = _rows(0.5)
+    c = compare(y, users, {"<b>old</b>": noisy, "new": truth}, "<b>old</b>", draws=50)
+    report.write(c, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<b>old" not in page and "&lt;b&gt;old" in page
+    for outside in ("<script", "http://", "https://", "url("):
+        assert outside not in page.replace("http://www.w3.org/2000/svg", "")
+    data = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert set(data["metrics"]["new"]) == {"auc", "gauc", "logloss", "ece"}
+    assert set(data["differences"]["new"]["auc"]) == {"diff", "low", "high"}
+
+
+def test_plots_are_well_formed() -> None:
+    y, users, truth, noisy = _rows(0.5, n=200)
+    c = compare(y, users, {"a & b": truth, "n": noisy}, "n", draws=20)
+    ElementTree.fromstring(plots.reliability(c.reliability))
+    ElementTree.fromstring(plots.intervals(c.differences["a & b"]))
