@@ -1,15 +1,15 @@
 """The tree of errors, and the exit code of each.
 
-    StreamDmginError                      1   a check found a difference, or a failure
-    ├── UsageError                        2   wrong usage, configuration or input: the user can mend it
-    │   ├── ConfigError                   2   a setting: names the key, the value and the fix
-    │   ├── InputError                    2   a file or record that a command was given
-    │   └── FormatError                   2   a store, snapshot or model of a format this version can't read
-    ├── UnavailableError                  3   a broker, store or other dependency can't be reached
-    │   ├── LogUnavailable                3
-    │   └── StoreBusy                     3   another process holds the store
-    ├── RecordError                       -   one record is malformed: it goes to the dead letters, the worker goes on
-    └── Fenced                            1   this member lost its partitions: it must write nothing more
+StreamDmginError                      1   a check found a difference, or a failure
+├── UsageError                        2   wrong usage, configuration or input: the user can mend it
+│   ├── ConfigError                   2   a setting: names the key, the value and the fix
+│   ├── InputError                    2   a file or record that a command was given
+│   └── FormatError                   2   a store, snapshot or model of a format this version can't read
+├── UnavailableError                  3   a broker, store or other dependency can't be reached
+│   ├── LogUnavailable                3
+│   └── StoreBusy                     3   another process holds the store
+├── RecordError                       -   one record is malformed: it goes to the dead letters, the worker goes on
+└── Fenced                            1   this member lost its partitions: it must write nothing more
 """
 
 from __future__ import annotations

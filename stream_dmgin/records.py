@@ -198,4 +198,6 @@ def _check_key(key: bytes | None, user_id: str) -> None:
 
 def _check_ts(ts: int, timestamp: int) -> None:
     if not TS_MIN <= ts <= timestamp + TS_AHEAD:
-        raise RecordError("ts", f"ts {ts} is not between 2000-01-01 and 24 hours after the record's timestamp {timestamp}")
+        raise RecordError(
+            "ts", f"ts {ts} is not between 2000-01-01 and 24 hours after the record's timestamp {timestamp}"
+        )

@@ -43,10 +43,12 @@ class Setting:
         fix = self.fix or f"give a {self.type.__name__}"
         try:
             if self.type is bool:
-                out = value if isinstance(value, bool) else {"1": True, "true": True, "0": False, "false": False}[str(value).lower()]
-            elif self.type is str and not isinstance(value, (str, os.PathLike)):
-                raise TypeError
-            elif isinstance(value, bool):
+                out = (
+                    value
+                    if isinstance(value, bool)
+                    else {"1": True, "true": True, "0": False, "false": False}[str(value).lower()]
+                )
+            elif (self.type is str and not isinstance(value, (str, os.PathLike))) or isinstance(value, bool):
                 raise TypeError
             else:
                 out = self.type(value)
@@ -67,13 +69,14 @@ def _http_ok(v: str) -> bool:
 
 
 SETTINGS = (
-    Setting("log", str, "", "where records are: kafka://HOST:PORT[,HOST:PORT] or file:DIR (default: file: under the data directory)",
+    Setting("log", str, "",
+            "kafka://HOST:PORT[,HOST:PORT] or file:DIR, where records are (default: file: under the data directory)",
             _log_ok, "give kafka://HOST:PORT[,HOST:PORT] or file:DIR"),
     Setting("data_dir", str, ".stream-dmgin", "everything local: state stores, the embedded log, models of your own"),
     Setting("prefix", str, "dmgin.", "prefix of all topic names", lambda v: len(v) <= 100, "give at most 100 characters"),
     Setting("partitions", int, 8, "partitions of the user-keyed topics, when they are created",
             lambda v: 1 <= v <= 10_000, "give a whole number from 1 to 10000"),
-    Setting("worker.group", str, "stream-dmgin", "consumer group of the workers", lambda v: bool(v), "give a name"),
+    Setting("worker.group", str, "stream-dmgin", "consumer group of the workers", bool, "give a name"),
     Setting("worker.groups", str, "", "group map: CSV with item_id,group, or a map built by `groups build`"),
     Setting("worker.model", str, "demo", "model id, or the directory of one"),
     Setting("worker.http", str, "127.0.0.1:8088", "health and metrics: HOST:PORT, or off", _http_ok, "give HOST:PORT, or off"),
@@ -123,7 +126,9 @@ class Settings:
         return self.prefix + name
 
 
-def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None, file: Path | None = None) -> Settings:
+def load(
+    flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None, file: Path | None = None
+) -> Settings:
     """Settings from flags (None values are not given), environment, file and defaults. Raises ConfigError."""
     environ = os.environ if environ is None else environ
     named = environ.get(ENV + "CONFIG")
@@ -136,7 +141,9 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     in_file = _flat(tree)
     for key in in_file:
         if key not in BY_KEY:
-            raise ConfigError(key, in_file[key], f"remove it from {path}: no such setting (see `stream-dmgin config show`)")
+            raise ConfigError(
+                key, in_file[key], f"remove it from {path}: no such setting (see `stream-dmgin config show`)"
+            )
     for name, v in environ.items():
         if name.startswith(ENV + "KAFKA_"):
             k = name.removeprefix(ENV + "KAFKA_").lower().replace("_", ".")

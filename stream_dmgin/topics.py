@@ -35,7 +35,12 @@ ALL = {
     for t in (
         Topic(IMPRESSIONS, "what was shown", "delete", -1),
         Topic(CLICKS, "clicks", "delete", -1),
-        Topic(POST_CLICKS, "what follows a click: order, cart, favourite, share, dwell, comment, negative, ...", "delete", -1),
+        Topic(
+            POST_CLICKS,
+            "what follows a click: order, cart, favourite, share, dwell, comment, negative, ...",
+            "delete",
+            -1,
+        ),
         Topic(REQUESTS, "score requests", "delete", 7 * DAY_MS),
         Topic(SCORES, "answers, keyed by user id", "delete", 7 * DAY_MS),
         Topic(ITEMS, "item catalogue, keyed by item id", "compact", -1),

@@ -1,8 +1,8 @@
 """What the nouns of the command line share: options, output, progress, the way errors become exit codes.
 
-    @click.command()
-    @common_options            # --log --data-dir --prefix -o/--output --config; gives the function `ctx: Context`
-    def list_(ctx, ...): ctx.emit({"topics": [...]}, human=lambda d: table(d["topics"]))
+@click.command()
+@common_options            # --log --data-dir --prefix -o/--output --config; gives the function `ctx: Context`
+def list_(ctx, ...): ctx.emit({"topics": [...]}, human=lambda d: table(d["topics"]))
 """
 
 from __future__ import annotations
@@ -50,7 +50,13 @@ class Context:
             self._stdout.write(json.dumps(data, ensure_ascii=False, default=_plain) + "\n")
             self._stdout.flush()
             return
-        shown = human(data) if human else "\n".join(f"{k}: {v}" for k, v in data.items()) if isinstance(data, Mapping) else data
+        shown = (
+            human(data)
+            if human
+            else "\n".join(f"{k}: {v}" for k, v in data.items())
+            if isinstance(data, Mapping)
+            else data
+        )
         from rich.console import Console
 
         Console(file=self._stdout, highlight=False, soft_wrap=isinstance(shown, str)).print(shown, markup=False)
@@ -70,7 +76,14 @@ class Context:
 
     def progress(self) -> Progress:
         """A progress bar on stderr (a context manager; `add_task(description, total=...)`), silent where it is no terminal."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         return Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
@@ -100,12 +113,21 @@ def _plain(x: Any) -> Any:
 def common_options(f: F) -> F:
     """--log, --data-dir, --prefix, -o, --log-level; the command is called with `ctx: Context` first."""
 
-    @click.option("--log", "log", metavar="URL", help="kafka://HOST:PORT[,HOST:PORT] or file:DIR [default: file: under the data directory]")
+    @click.option(
+        "--log",
+        "log",
+        metavar="URL",
+        help="kafka://HOST:PORT[,HOST:PORT] or file:DIR [default: file: under the data directory]",
+    )
     @click.option("--bootstrap-server", metavar="HOST:PORT", help="the same as --log kafka://HOST:PORT")
     @click.option("--data-dir", metavar="DIR", help="everything local [default: .stream-dmgin]")
     @click.option("--prefix", metavar="TEXT", help="prefix of topic names [default: dmgin.]")
-    @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="how much is logged, on stderr")
-    @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="json: one document on stdout")
+    @click.option(
+        "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="how much is logged, on stderr"
+    )
+    @click.option(
+        "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="json: one document on stdout"
+    )
     @functools.wraps(f)
     def run(
         log: str | None, bootstrap_server: str | None, data_dir: str | None, prefix: str | None, log_level: str | None,
@@ -153,7 +175,9 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="only say what wou
 def setup_logging(level: str, fmt: str) -> None:
     """Logs go to stderr, as text or one JSON object a line."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines() if fmt == "json" else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.setFormatter(
+        _JsonLines() if fmt == "json" else logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -163,7 +187,12 @@ def setup_logging(level: str, fmt: str) -> None:
 
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = {"ts": round(record.created * 1000), "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        line = {
+            "ts": round(record.created * 1000),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -179,5 +208,14 @@ def table(rows: Iterable[Mapping[str, Any]], title: str | None = None) -> Any:
     for c in rows[0] if rows else ():
         t.add_column(c, justify="right" if isinstance(rows[0][c], (int, float)) else "left", overflow="fold")
     for r in rows:
-        t.add_row(*(f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else f"{v:.4g}" if isinstance(v, float) else str(v) for v in r.values()))
+        t.add_row(
+            *(
+                f"{v:,}"
+                if isinstance(v, int) and not isinstance(v, bool)
+                else f"{v:.4g}"
+                if isinstance(v, float)
+                else str(v)
+                for v in r.values()
+            )
+        )
     return t

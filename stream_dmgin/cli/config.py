@@ -21,7 +21,8 @@ def show(ctx: Context) -> None:
     """Each setting with its value and its origin; secrets are masked."""
     s = ctx.settings
     rows: list[dict[str, Any]] = [
-        {"key": k.key, "value": str(masked(k.key, s[k.key])), "from": s.origin[k.key], "meaning": k.help} for k in SETTINGS
+        {"key": k.key, "value": str(masked(k.key, s[k.key])), "from": s.origin[k.key], "meaning": k.help}
+        for k in SETTINGS
     ]
     rows += [
         {"key": f"kafka.{k}", "value": str(masked(k, v)), "from": s.kafka_origin[k], "meaning": "passed to librdkafka"}

@@ -94,7 +94,9 @@ class Scorer:
             at = end
         t1 = perf_counter()
         self._builder.user_side(self._arrays, n, inputs)
-        self._builder.request_side(self._arrays, n, [(a.ts, a.candidates, a.lat, a.lon, a.surface) for a in asks], inputs)
+        self._builder.request_side(
+            self._arrays, n, [(a.ts, a.candidates, a.lat, a.lon, a.surface) for a in asks], inputs
+        )
         t2 = perf_counter()
         users = [(a.user, v) for a, v in zip(asks, self._arrays.version[:n].tolist(), strict=True)]
         towers = self.towers.towers(self.engine, users, inputs)

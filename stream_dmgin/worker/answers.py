@@ -45,7 +45,14 @@ class Answers:
 
     def __init__(self, scorer: Scorer | None, why_fallback: str, shared: Shared, prefix: str, groups_id: str, health: Health,
                  clock: Callable[[], float] = time.time) -> None:  # fmt: skip
-        self._scorer, self._why, self._shared, self._groups, self._health, self._clock = scorer, why_fallback, shared, groups_id, health, clock
+        self._scorer, self._why, self._shared, self._groups, self._health, self._clock = (
+            scorer,
+            why_fallback,
+            shared,
+            groups_id,
+            health,
+            clock,
+        )
         self._names = [(n, prefix + t) for n, t in enumerate(topics.EVENTS)]
         self._counters_topic = prefix + topics.COUNTERS
         self._model = scorer.engine.model.id if scorer else FLOOR
@@ -58,9 +65,9 @@ class Answers:
         out = []
         for a in asked:
             if a.request.expires_at is not None and a.request.expires_at < now:
-                late = now - a.request.expires_at
-                score = self._blank(a.request.request_id, a.request.user_id, a.request.ts, a.request.candidates, "expired", a.owned,
-                                    f"expired {late} ms before it could be answered")  # fmt: skip
+                r, late = a.request, now - a.request.expires_at
+                why = f"expired {late} ms before it could be answered"
+                score = self._blank(r.request_id, r.user_id, r.ts, r.candidates, "expired", a.owned, why)
             else:
                 score = next(scored)
             out.append((a, self._sent(score, a.headers, a.timestamp)))
@@ -102,13 +109,20 @@ class Answers:
         return Score(r.request_id, r.user_id, r.ts, self._now(), status, r.candidates, ctr, heads, model, self._groups, reason,
                      self._provenance(owned, digest))  # fmt: skip
 
-    def _blank(self, request_id: str, user_id: str, ts: int, candidates: list[str], status: str, owned: Owned, reason: str) -> Score:
+    def _blank(
+        self, request_id: str, user_id: str, ts: int, candidates: list[str], status: str, owned: Owned, reason: str
+    ) -> Score:
         return Score(request_id, user_id, ts, self._now(), status, candidates, [], {}, self._model, self._groups, reason,
                      self._provenance(owned, None))  # fmt: skip
 
     def _provenance(self, owned: Owned, digest: str | None) -> Provenance:
         offsets = owned.engine.offsets
-        return Provenance({t: offsets.get(n, 0) for n, t in self._names}, {self._counters_topic: self._shared.counters_offset}, STATE_FORMAT, digest)
+        return Provenance(
+            {t: offsets.get(n, 0) for n, t in self._names},
+            {self._counters_topic: self._shared.counters_offset},
+            STATE_FORMAT,
+            digest,
+        )
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
@@ -118,7 +132,10 @@ class Answers:
         m.requests.labels(s.status).inc()
         m.latency.observe(max(0.0, self._clock() - asked_at / 1000))
         out: Headers = (
-            ("ce_id", s.request_id.encode()), ("ce_type", b"dmgin.score"), ("ce_source", b"stream-dmgin"), ("content-type", b"application/msgpack"),
+            ("ce_id", s.request_id.encode()),
+            ("ce_type", b"dmgin.score"),
+            ("ce_source", b"stream-dmgin"),
+            ("content-type", b"application/msgpack"),
             *((k, v) for k, v in headers if k in ("traceparent", "tracestate")),
         )  # fmt: skip
         return s.user_id.encode(), encode(s), out

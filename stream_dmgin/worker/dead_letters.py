@@ -36,6 +36,11 @@ class DeadLetter:
         """Topic, partition and offset where the original lies."""
         return self.original.topic, self.original.partition, self.original.offset
 
+    @property
+    def left_out(self) -> bool:
+        """The value was too large for the dead letters; it lies at `place`."""
+        return self.original.value is None and self.message.startswith(LEFT_OUT[:14])
+
 
 def error_headers(record: Record, error: Exception) -> Headers:
     """The headers that say what was wrong with `record`, and where it lies."""

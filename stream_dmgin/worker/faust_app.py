@@ -15,7 +15,6 @@ import faust
 import msgspec
 from mode import Service
 
-
 from stream_dmgin import topics
 from stream_dmgin.errors import StreamDmginError
 from stream_dmgin.worker.health import Health
@@ -61,7 +60,9 @@ def _control(app: faust.App, prefix: str, health: Health) -> None:
             try:
                 record = msgspec.msgpack.decode(value) if value else None
             except msgspec.MsgspecError as e:
-                log_.error("%s: the record under key %r is not MessagePack (%s): ignored", prefix + topics.CONTROL, name, e)
+                log_.error(
+                    "%s: the record under key %r is not MessagePack (%s): ignored", prefix + topics.CONTROL, name, e
+                )
                 continue
             if record is None:
                 table.pop(name, None)
@@ -106,7 +107,7 @@ class DataPath(Service):  # type: ignore[misc]
     def _run(self) -> None:
         try:
             self._turns(self._stop)
-        except BaseException as e:  # noqa: BLE001 - whatever it is, the worker must end with it
+        except BaseException as e:
             self.failure = e
             asyncio.run_coroutine_threadsafe(self.crash(e), self._loop)
 

@@ -68,4 +68,6 @@ class HealthServer:
         return handle
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=self._health.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(
+            body=self._health.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )

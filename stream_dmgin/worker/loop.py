@@ -20,7 +20,7 @@ import numpy as np
 from stream_dmgin import topics
 from stream_dmgin.errors import LogUnavailable, RecordError
 from stream_dmgin.log.base import TP, Batch, GroupReader, Writer
-from stream_dmgin.records import Request, decode_request, request_identity
+from stream_dmgin.records import decode_request, request_identity
 from stream_dmgin.state.parse import parse_events
 from stream_dmgin.worker.answers import Answers, Asked
 from stream_dmgin.worker.dead_letters import dead_letter
@@ -60,6 +60,7 @@ class Loop:
         self._numbers = np.array([*range(N_EVENT_TOPICS), 255], np.uint8)
         self._waiting: list[Asked] = []  # requests of partitions whose state is not fresh yet
         self._paused: set[TP] = set()
+        self._generation = 0  # of the assignment that `_paused` belongs to
         self._undelivered = 0  # dead letters and answers handed to the writer, not durable yet
         self._dead_undelivered = 0
         self._failed: BaseException | None = None
@@ -150,7 +151,9 @@ class Loop:
             for a, (key, value, headers) in self._answers.answer(part):
                 self._send_score(key, value, headers, a.owned, a.offset)
 
-    def _send_score(self, key: bytes, value: bytes, headers: tuple[tuple[str, bytes], ...], owned: Owned, offset: int) -> None:
+    def _send_score(
+        self, key: bytes, value: bytes, headers: tuple[tuple[str, bytes], ...], owned: Owned, offset: int
+    ) -> None:
         self.totals.scores += 1
         answered = owned.answered
         # The answer goes to the request's own partition number: scores are co-partitioned with requests.
@@ -170,6 +173,8 @@ class Loop:
     def _release_waiting(self) -> None:
         """Requests wait while their partition's state is behind what the log held when it was assigned."""
         owned = self._partitions.owned
+        if self._generation != self._partitions.generation:
+            self._generation, self._paused = self._partitions.generation, set()  # a new assignment forgets pauses
         for o in owned.values():
             if o.restoring:
                 o.remaining()
@@ -216,7 +221,9 @@ class Loop:
                 done()
 
         self._undelivered += 1
-        self._writer.append(topic, key, value, headers=headers, partition=partition, timestamp=timestamp, on_delivery=delivered)
+        self._writer.append(
+            topic, key, value, headers=headers, partition=partition, timestamp=timestamp, on_delivery=delivered
+        )
 
     # Commit
 
@@ -239,6 +246,11 @@ class Loop:
         """Wait until every answer and dead letter handed out is durable. Raises LogUnavailable."""
         if self._undelivered:
             self._writer.flush()
+        self._check_writes()
+
+    def flush(self) -> None:
+        """Wait until everything handed out, increments of counters included, is durable. Raises LogUnavailable."""
+        self._writer.flush()
         self._check_writes()
 
     def _check_writes(self) -> None:

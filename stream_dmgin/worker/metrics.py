@@ -19,15 +19,25 @@ class Metrics:
         self.records = Counter("sdmgin_records_total", "Records read, by topic", ["topic"], registry=r)
         # records of event topics minus this: duplicates (harmless) and dead letters.
         self.events = Counter("sdmgin_events_folded_total", "Events counted into state", registry=r)
-        self.requests = Counter("sdmgin_requests_total", "Score requests handled, by status of the answer", ["status"], registry=r)
+        self.requests = Counter(
+            "sdmgin_requests_total", "Score requests handled, by status of the answer", ["status"], registry=r
+        )
         # A jump means a producer sends malformed records: `stream-dmgin dead-letters list` says which and why.
-        self.dead_letters = Counter("sdmgin_dead_letters_total", "Records sent to the dead letters, by reason", ["reason"], registry=r)
-        self.lag = Gauge("sdmgin_lag_records", "Records between the store's offset and the end, by topic", ["topic"], registry=r)
+        self.dead_letters = Counter(
+            "sdmgin_dead_letters_total", "Records sent to the dead letters, by reason", ["reason"], registry=r
+        )
+        self.lag = Gauge(
+            "sdmgin_lag_records", "Records between the store's offset and the end, by topic", ["topic"], registry=r
+        )
         # Above 0: partitions still catch up with the log; their requests wait.
-        self.restoring = Gauge("sdmgin_restore_remaining_records", "Records to fold before requests are answered", registry=r)
+        self.restoring = Gauge(
+            "sdmgin_restore_remaining_records", "Records to fold before requests are answered", registry=r
+        )
         self.partitions = Gauge("sdmgin_partitions_assigned", "User-keyed partitions this worker owns", registry=r)
         # From the request's record timestamp to the score handed to the producer.
-        self.latency = Histogram("sdmgin_request_latency_seconds", "Age of a request when its score is sent", buckets=LATENCY_S, registry=r)
+        self.latency = Histogram(
+            "sdmgin_request_latency_seconds", "Age of a request when its score is sent", buckets=LATENCY_S, registry=r
+        )
         self.stage = Histogram(
             "sdmgin_stage_seconds", "Time per batch by stage (parse, fold, read, features, tower, head, commit)", ["stage"],
             buckets=(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3), registry=r,
@@ -40,8 +50,12 @@ class Metrics:
         self.tower_hits = Counter("sdmgin_tower_cache_hits_total", "Users scored from a cached tower", registry=r)
         self.tower_misses = Counter("sdmgin_tower_cache_misses_total", "Users whose tower was computed", registry=r)
         # gap, overlap: another worker published other ranges of the same partition (a zombie, or a lost topic): see the runbook.
-        self.counter_ranges = Counter("sdmgin_counter_ranges_total", "Ranges of counter increments read, by outcome", ["outcome"], registry=r)
-        self.rebalances = Counter("sdmgin_rebalances_total", "Assignments, revocations and losses of partitions", ["kind"], registry=r)
+        self.counter_ranges = Counter(
+            "sdmgin_counter_ranges_total", "Ranges of counter increments read, by outcome", ["outcome"], registry=r
+        )
+        self.rebalances = Counter(
+            "sdmgin_rebalances_total", "Assignments, revocations and losses of partitions", ["kind"], registry=r
+        )
 
     def text(self) -> bytes:
         """Prometheus text format."""

@@ -58,7 +58,9 @@ class Answered:
 class Owned:
     """One owned partition: its engine, its requests, and what is left to fold before they are answered."""
 
-    def __init__(self, partition: int, engine: StateEngine, answered: Answered, caught_up_at: Mapping[int, int]) -> None:
+    def __init__(
+        self, partition: int, engine: StateEngine, answered: Answered, caught_up_at: Mapping[int, int]
+    ) -> None:
         self.partition, self.engine, self.answered = partition, engine, answered
         self._caught_up_at = caught_up_at  # event topic number -> end when the partition was assigned
         self.saved_requests = answered.safe
@@ -88,6 +90,8 @@ class Partitions:
         self.total = self._check_partitions()
         self._cache_bytes = cache_mb * 1_000_000 // self.total
         self.owned: dict[int, Owned] = {}
+        self.generation = 0  # changes with each assignment
+        self.wait_for_state = True  # requests wait until the state is as fresh as the log was at assignment
         self.reader: GroupReader | None = None  # set by the worker, once it has subscribed with this listener
 
     def _check_partitions(self) -> int:
@@ -95,10 +99,14 @@ class Partitions:
         wanted = [*self.names, self.requests_topic, self._prefix + topics.SCORES]
         missing = [t for t in wanted if t not in have]
         if missing:
-            raise StreamDmginError(f"topics are missing: {', '.join(missing)}. Create them with `stream-dmgin topics apply`")
+            raise StreamDmginError(
+                f"topics are missing: {', '.join(missing)}. Create them with `stream-dmgin topics apply`"
+            )
         counts = {t: have[t].partitions for t in wanted}
         if len(set(counts.values())) > 1:
-            raise StreamDmginError(f"user-keyed topics need equal numbers of partitions, but: {counts}. See `stream-dmgin topics check`")
+            raise StreamDmginError(
+                f"user-keyed topics need equal numbers of partitions, but: {counts}. See `stream-dmgin topics check`"
+            )
         n = have[wanted[0]].partitions
         write_meta(self._dir, n, self._prefix, self._groups)
         return n
@@ -108,6 +116,7 @@ class Partitions:
     def assigned(self, partitions: list[TP]) -> Mapping[TP, int]:
         """Open the stores of these partitions; offsets to read from."""
         numbers = sorted({p for _, p in partitions})
+        self.generation += 1
         t0 = time.monotonic()
         ends = {t: self._log.ends(t) for t in self.names}
         begins = {t: self._log.begins(t) for t in self.names}
@@ -121,7 +130,7 @@ class Partitions:
         out: dict[TP, int] = {}
         for t, p in partitions:
             o = self.owned[p]
-            out[t, p] = o.answered.next if t == self.requests_topic else o.engine.offsets.get(self.names[t], -2)
+            out[t, p] = self.next_offset(o, t) or -2
         return out
 
     def revoked(self, partitions: list[TP]) -> None:
@@ -153,10 +162,14 @@ class Partitions:
         names = [*self.names, *((self.requests_topic,) if self._score else ())]
         return {(t, p): end for t in names for p, end in self._log.ends(t).items()}
 
+    def next_offset(self, o: Owned, topic: str) -> int:
+        """Next offset of a topic to fold, or to take as a request."""
+        return o.answered.next if topic == self.requests_topic else o.engine.offsets.get(self.names[topic], 0)
+
     def reached(self, ends: Mapping[TP, int]) -> bool:
         """Whether every owned partition is folded and answered up to these ends; not before there are owned ones."""
         return bool(self.owned) and all(
-            (o.answered.safe if t == self.requests_topic else o.engine.offsets.get(self.names[t], 0)) >= end
+            (o.answered.safe if t == self.requests_topic else self.next_offset(o, t)) >= end
             for (t, p), end in ends.items()
             if (o := self.owned.get(p)) is not None
         )
@@ -180,20 +193,28 @@ class Partitions:
             return {}
         return {p: off for (_, p), off in reader.committed([(topic, p) for p in numbers]).items()}
 
-    def _open(self, p: int, ends: Mapping[str, Mapping[int, int]], begins: Mapping[str, Mapping[int, int]], asked: int) -> None:
+    def _open(
+        self, p: int, ends: Mapping[str, Mapping[int, int]], begins: Mapping[str, Mapping[int, int]], asked: int
+    ) -> None:
         path = store_path(self._dir, p)
         engine = _open_waiting(path, p, self._groups, self._cache_bytes)
         for t, n in self.names.items():
             have = engine.offsets.get(n)
             if have is not None and have < begins[t][p]:
                 raise StreamDmginError(
-                    f"{t}/{p}: the store has folded up to offset {have}, but the log now begins at {begins[t][p]}: records between "
-                    f"are gone. Either restore a newer store, or accept the loss by removing {path} (a rebuild from what is left)"
+                    f"{t}/{p}: the store has folded up to offset {have}, but the log now begins at {begins[t][p]}: records "
+                    f"between are gone. Either restore a newer store, or accept the loss by removing {path} (a rebuild from what is left)"
                 )
             if have is None and begins[t][p] > 0:
                 log_.warning("%s/%d begins at offset %d: what was before is not in the state", t, p, begins[t][p])
         row = engine.get(REQUESTS_ROW)
-        o = Owned(p, engine, Answered(int.from_bytes(row, "big") if row else max(asked, 0)), {n: ends[t][p] for t, n in self.names.items()})
+        o = Owned(
+            p,
+            engine,
+            Answered(int.from_bytes(row, "big") if row else max(asked, 0)),
+            {n: ends[t][p] for t, n in self.names.items()},
+        )
+        o.restoring = self.wait_for_state
         self._on_open(o)
         self.owned[p] = o
 
@@ -240,7 +261,8 @@ def write_meta(state_dir: Path, partitions: int, prefix: str, groups: GroupMap) 
         moved = sum(1 for item, g in before.items.items() if groups.lookup(item) != g)
         if moved:
             raise FormatError(
-                f"{state_dir}: its stores were folded with group map {old['groups']}; in {groups.id} {moved} items have another group or none. "
+                f"{state_dir}: its stores were folded with group map {old['groups']}; in {groups.id} "
+                f"{moved} items have another group or none. "
                 "A map may grow under a store, not change: use another --data-dir, its state is rebuilt from the log"
             )
     name = f"groups-{groups.id}.parquet"

@@ -13,17 +13,19 @@ from typing import Any
 
 from stream_dmgin import topics
 from stream_dmgin.groups.map import GroupMap
-from stream_dmgin.log.base import Log, open_log
+from stream_dmgin.log.base import GroupReader, Log, open_log
 from stream_dmgin.settings import Settings
 from stream_dmgin.worker.answers import Answers
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.loop import Loop
+from stream_dmgin.worker.ordered import OrderedReader
 from stream_dmgin.worker.partitions import Partitions, read_groups
 from stream_dmgin.worker.shared import Shared
 
 log_ = logging.getLogger(__name__)
 
 POLL_S = 0.05
+COUNTERS_STEP_MS = 600_000  # --ordered: stream time between two synchronisations of the shared counters
 UNOWNED_S = 30.0  # --until-end: so long may the group take to give partitions
 
 
@@ -36,6 +38,7 @@ class Worker:
     partitions: Partitions
     shared: Shared
     health: Health
+    ordered: OrderedReader | None = None
 
     def turns(self, stop: threading.Event) -> None:
         """Turn until told to stop."""
@@ -46,8 +49,12 @@ class Worker:
         """Turn until everything that the topics held at the start is folded, answered and committed."""
         ends = self.partitions.ends()
         t0 = time.monotonic()
+        synced = 0
         while not stop.is_set():
             n = self.loop.turn(POLL_S)
+            if self.ordered is not None and self.ordered.stream_time - synced >= COUNTERS_STEP_MS:
+                synced = self.ordered.stream_time
+                self._sync_counters()
             if n == 0 and self.partitions.reached(ends):
                 break
             if not self.partitions.owned and time.monotonic() - t0 > UNOWNED_S:
@@ -56,10 +63,19 @@ class Worker:
         self.loop.commit()
         self.loop.settle()
 
+    def _sync_counters(self) -> None:
+        """Bring what was folded into the shared counters now: in stream time, a second of ours may be hours."""
+        self.loop.commit()
+        self.loop.flush()
+        self.shared.catch_up()
+
 
 @contextmanager
-def worker(settings: Settings, *, score: bool) -> Iterator[Worker]:
-    """A worker with its stores and connections; leaving the block commits, leaves the group and closes everything."""
+def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterator[Worker]:
+    """A worker with its stores and connections; leaving the block commits, leaves the group and closes everything.
+
+    `ordered`: a backlog in the order of record timestamps (worker/ordered.py), for bounded runs.
+    """
     with ExitStack() as stack:
         health = Health()
         log = stack.enter_context(open_log(settings.log, settings.kafka))
@@ -73,13 +89,16 @@ def worker(settings: Settings, *, score: bool) -> Iterator[Worker]:
         part: list[Any] = []
         partitions = Partitions(
             log, settings.prefix, settings.data_dir / "state", groups, health, cache_mb=settings["worker.cache_mb"], score=score,
-            on_open=shared.opened, commit=lambda o: part[0].commit_one(o), before_release=lambda: part[0].settle(),
+            on_open=shared.opened, commit=lambda o: part[0].commit_one(o), before_release=lambda: part[0].settle(),  # noqa: PLW0108 - the loop comes later
         )  # fmt: skip
         stack.callback(partitions.close)
+        partitions.wait_for_state = not ordered
         names = [settings.topic(t) for t in (*topics.EVENTS, *((topics.REQUESTS,) if score else ()))]
-        reader = log.group_reader(settings["worker.group"], names, partitions)
-        stack.callback(reader.close)
+        reader: GroupReader = log.group_reader(settings["worker.group"], names, partitions)
         partitions.reader = reader
+        if ordered:
+            reader = OrderedReader(reader, tuple(names), partitions)
+        stack.callback(reader.close)
         loop = Loop(
             reader, writer, partitions, shared, answers, health, settings.prefix,
             commit_interval_s=settings["worker.commit_interval_s"], max_batch=settings["worker.max_batch"],
@@ -87,7 +106,7 @@ def worker(settings: Settings, *, score: bool) -> Iterator[Worker]:
         )  # fmt: skip
         part.append(loop)
         shared.catch_up()
-        yield Worker(log, loop, partitions, shared, health)
+        yield Worker(log, loop, partitions, shared, health, reader if isinstance(reader, OrderedReader) else None)
         loop.commit()
         loop.settle()
 
@@ -115,18 +134,20 @@ def _answers(settings: Settings, shared: Shared, groups: GroupMap, health: Healt
     return Answers(scorer, "", shared, settings.prefix, groups.id, health)
 
 
-def run(settings: Settings, *, score: bool, until_end: bool) -> dict[str, Any]:
+def run(settings: Settings, *, score: bool, until_end: bool, ordered: bool = False) -> dict[str, Any]:
     """Run a worker until SIGTERM, SIGINT or the end of the log; what it did, as the contract's JSON. Blocks."""
     t0 = time.monotonic()
     http = settings["worker.http"]
-    with worker(settings, score=score) as w:
+    with worker(settings, score=score, ordered=ordered) as w:
         if until_end:
             with _signals() as stop:
                 w.until_end(stop)
         elif settings.log.startswith("kafka://"):
             from stream_dmgin.worker import faust_app
 
-            app = faust_app.make_app(settings.log.removeprefix("kafka://"), settings["worker.group"], settings.prefix, http, w.health)
+            app = faust_app.make_app(
+                settings.log.removeprefix("kafka://"), settings["worker.group"], settings.prefix, http, w.health
+            )
             faust_app.run(app, w.turns, settings["log_level"])
         else:
             with ExitStack() as stack:

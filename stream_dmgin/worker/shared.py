@@ -105,8 +105,15 @@ class Shared:
             self._items_next[p] = max(self._items_next[p], begin)
         while any(self._next(tp) < end for tp, end in ends.items()):
             if not self._take(0.1) and time.monotonic() - t0 > CATCH_UP_S:
-                raise LogUnavailable(f"{self._counters_topic} and {self._items_topic} could not be read to their ends in {CATCH_UP_S:.0f} s")
-        log_.info("counters of %d entities, catalogue of %d items, after %.2f s", len(self.counters), len(self.catalogue), time.monotonic() - t0)
+                raise LogUnavailable(
+                    f"{self._counters_topic} and {self._items_topic} could not be read to their ends in {CATCH_UP_S:.0f} s"
+                )
+        log_.info(
+            "counters of %d entities, catalogue of %d items, after %.2f s",
+            len(self.counters),
+            len(self.catalogue),
+            time.monotonic() - t0,
+        )
 
     def _next(self, tp: TP) -> int:
         return self._shared.next_offset if tp[0] == self._counters_topic else self._items_next[tp[1]]
@@ -140,7 +147,12 @@ class Shared:
 
     def _report(self) -> None:
         c = self._shared.chains
-        for outcome, n in (("applied", c.ranges), ("duplicate", c.duplicates), ("gap", c.gaps), ("overlap", c.overlaps)):
+        for outcome, n in (
+            ("applied", c.ranges),
+            ("duplicate", c.duplicates),
+            ("gap", c.gaps),
+            ("overlap", c.overlaps),
+        ):
             if more := n - self._outcomes[outcome]:
                 self._health.metrics.counter_ranges.labels(outcome).inc(more)
                 self._outcomes[outcome] = n
@@ -193,7 +205,9 @@ class Shared:
                 if error is None:
                     box.delivered.append(row)
                 else:
-                    self.failure = error  # the order of ranges matters: the worker ends, its successor publishes them again
+                    self.failure = (
+                        error  # the order of ranges matters: the worker ends, its successor publishes them again
+                    )
 
             self._writer.append(self._counters_topic, key, value, partition=0, on_delivery=delivered)
 
@@ -215,5 +229,7 @@ def _open_checkpoints(path: Path) -> Rdict | None:
     except Exception as e:
         if "lock" not in str(e).lower():
             raise
-        log_.info("another worker keeps the counters' checkpoint of this data directory: this one reads them from the topic")
+        log_.info(
+            "another worker keeps the counters' checkpoint of this data directory: this one reads them from the topic"
+        )
         return None
