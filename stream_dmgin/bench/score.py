@@ -1,0 +1,107 @@
+"""Milliseconds from state to probabilities on one core, against the rival: the whole model in eager PyTorch for each request.
+
+Requests come as in life: of a random user; some had an event since their last request (their tower is computed again), the
+others' towers are cached. `whole_eager` computes everything each time, padded to the model's sizes.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from stream_dmgin.bench import machine
+from stream_dmgin.bench.population import populate
+from stream_dmgin.features.build import FeatureBuilder
+from stream_dmgin.features.inputs import Inputs
+from stream_dmgin.models.registry import load_model
+from stream_dmgin.scoring.engine import choose_engine
+from stream_dmgin.scoring.scorer import Ask, Scorer
+from stream_dmgin.state.readout import UserArrays
+
+LIVES = [100, 1_000, 10_000]
+USERS = 40
+TOUCHED = 0.5  # share of requests whose user had an event since the last one
+
+
+def measure(model_id: str, data_dir: Path, requests: int = 300, candidates: int = 100) -> dict[str, Any]:
+    """`p50_ms`, `p99_ms` of one request at a time; `p50_touched_ms` and `p50_cached_ms` apart; the rival; 32 users at once."""
+    about = machine.describe()
+    split = machine.cores()
+    r = random.Random(11)
+    with tempfile.TemporaryDirectory(prefix="stream-dmgin-bench-") as tmp:
+        people = populate(Path(tmp) / "store", LIVES, USERS)
+        model = load_model(model_id, data_dir)
+        engine, why = choose_engine(model)
+        people.catalogue.require(engine.spec.item_numbers)
+        scorer = Scorer(engine, people.catalogue, people.counters, people.groups, max_users=32)
+        users = [u for life in LIVES for u in people.users[life]]
+
+        def ask(user: bytes) -> Ask:
+            return Ask(
+                people.engine, user, people.now + 10_000, r.sample(people.items, candidates), 52.5, 13.4, "lunch"
+            )
+
+        def timed(asks: list[Ask]) -> float:
+            t0 = perf_counter()
+            scorer.score(asks)
+            return (perf_counter() - t0) * 1000
+
+        with machine.pinned(split[1] if split else None):
+            scorer.score([ask(u) for u in users])  # every tower is cached once, everything lazy is warm
+            gc.disable()
+            touched, cached = [], []
+            for n in range(requests):
+                user = r.choice(users)
+                if hit := r.random() >= TOUCHED:
+                    scorer.score([ask(user)])
+                else:
+                    people.add(user, n)
+                (cached if hit else touched).append(timed([ask(user)]))
+            batch = []
+            for n in range(max(5, requests // 30)):
+                some = r.sample(users, 32)
+                for k, user in enumerate(some[: int(32 * TOUCHED)]):
+                    people.add(user, requests + n * 32 + k)
+                batch.append(timed([ask(u) for u in some]) / 32)
+            whole = _whole(scorer, model.network, people, [ask(r.choice(users)) for _ in range(max(20, requests // 5))])
+            gc.enable()
+        people.engine.close()
+    both = touched + cached
+    return {
+        "p50_ms": round(float(np.percentile(both, 50)), 3),
+        "p99_ms": round(float(np.percentile(both, 99)), 3),
+        "p50_touched_ms": round(float(np.median(touched)), 3),
+        "p50_cached_ms": round(float(np.median(cached)), 3),
+        "whole_eager_p50_ms": round(float(np.median(whole)), 3),
+        "batch32_ms_per_user": round(float(np.median(batch)), 3),
+        "model": model.id,
+        "engine": why,
+        "candidates": candidates,
+        "touched": TOUCHED,
+        "machine": about,
+    }
+
+
+def _whole(scorer: Scorer, network: Any, people: Any, asks: list[Ask]) -> list[float]:
+    """Milliseconds a request of the rival: read, features, and the network's own forward over the padded inputs."""
+    spec = scorer.engine.spec
+    arrays, inputs = UserArrays(1, spec.groups, spec.events), Inputs.allocate(spec, 1, len(asks[0].candidates))
+    builder = FeatureBuilder(spec, people.catalogue, people.counters, people.groups)
+    spent = []
+    with torch.inference_mode():
+        for a in asks:
+            t0 = perf_counter()
+            a.engine.read([a.user], arrays, 0)
+            builder.user_side(arrays, 1, inputs)
+            builder.request_side(arrays, 1, [(a.ts, a.candidates, a.lat, a.lon, a.surface)], inputs)
+            x = {k: torch.from_numpy(v) for k, v in inputs.items()}
+            network(x)
+            spent.append((perf_counter() - t0) * 1000)
+    return spent
