@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -81,5 +83,7 @@ def command(
     if start_ms is None:
         start_ms = int(time.time() * 1000 - days * 86_400_000 - max(0.0, speed - 1) * seconds * 1000)
     plan = Plan(users, items, seed, city, life, start_ms, days, shown)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())  # what was made is still flushed
     with ctx.open_log() as log:
-        ctx.emit(simulate(log, ctx.settings, plan, pace, history_in_log, oracle_out, groups_out, ctx.say))
+        ctx.emit(simulate(log, ctx.settings, plan, pace, history_in_log, oracle_out, groups_out, ctx.say, stop.is_set))

@@ -92,7 +92,7 @@ class City:
                     text=f"{self.style[k]} {kind} in {DISTRICTS[d]}, rated {self.rating[i]:.1f}",
                     price=round(float(np.exp(a.log_price[i])), 2), image=f"city/{i}.png",
                     embedding=[round(float(v), 4) for v in self.embedding[i]],
-                    attrs={"rating": round(float(self.rating[i]), 1), "opened_ms": int(a.opened[i] * 86_400_000), "concept": f"{self.style[k]} {kind}"},
+                    attrs={"rating": round(float(self.rating[i]), 1), "opened_ms": int(a.opened[i] * 86_400_000)},
                 )
             )  # fmt: skip
         return out
