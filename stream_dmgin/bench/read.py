@@ -1,7 +1,7 @@
 """Microseconds from one user's state to the model's inputs, for short and long lives: state read plus features, as when scoring.
 
-Users are in memory (they just had an event), as those who ask for scores mostly are; `us_from_disk_at_N` is the first read after a
-restart. Each figure is the median over the users.
+Users are in memory (they just had an event), as those who ask for scores mostly are; `us_from_disk_at_N` is the first read
+after a restart. Each figure is the median over the users.
 """
 
 from __future__ import annotations

@@ -9,10 +9,14 @@ from typing import Any
 import jsonschema
 import msgpack
 import msgspec
+import numpy as np
 import pytest
 import yaml
 
 from stream_dmgin import records, topics
+from stream_dmgin.counters.increments import Increments
+from stream_dmgin.log.base import Record
+from stream_dmgin.worker.dead_letters import dead_letter
 
 HERE = Path(__file__).resolve().parents[2] / "topics"
 DOC: dict[str, Any] = yaml.safe_load((HERE / "asyncapi.yaml").read_text())
@@ -140,6 +144,29 @@ def test_the_schema_refuses_what_the_code_refuses(name: str, topic: str, change:
     assert not valid(MESSAGES[name]["payload"]["$ref"].rsplit("/", 1)[1], payload)
     with pytest.raises(records.RecordError):
         records.decode_event(topic, payload["user_id"].encode(), msgpack.packb(payload), 1793450200000)
+
+
+def test_increments_are_those_of_the_code() -> None:
+    counted = Increments(
+        np.array([0], np.uint8),
+        np.array([7], np.uint64),
+        np.array([9], np.int64),
+        np.array([1], np.uint8),
+        np.array([2]),
+    )
+    [value] = counted.encode(3, {0: 1}, {0: 5}, "a-1")
+    assert (
+        set(msgpack.unpackb(value))
+        == set(SCHEMAS["Increments"]["required"])
+        == set(SCHEMAS["Increments"]["properties"])
+    )
+
+
+def test_dead_letter_headers_are_those_of_the_code() -> None:
+    record = Record("dmgin.clicks", 2, 41, 1793450101000, b"u1", b"?", (("mine", b"1"),))
+    dead = dead_letter(record, records.RecordError("decode", "not a MessagePack map"))
+    assert dead.headers[0] == ("mine", b"1")
+    assert {k for k, _ in dead.headers[1:]} == set(SCHEMAS["DeadLetterHeaders"]["properties"])
 
 
 def test_examples_on_disk_are_all_used() -> None:

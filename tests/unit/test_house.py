@@ -64,7 +64,7 @@ def test_every_command_explains_itself() -> None:
 
 
 def test_the_command_line_starts_without_heavy_imports() -> None:
-    heavy = "torch numba faust confluent_kafka pyarrow rich".split()
+    heavy = ["torch", "numba", "faust", "confluent_kafka", "pyarrow", "rich"]
     code = f"import sys, stream_dmgin.cli.main; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
