@@ -24,7 +24,8 @@ def sigmoid(logits: NDArray[np.floating]) -> NDArray[np.float64]:
 def fit_platt(logits: NDArray[np.floating], labels: NDArray[np.integer], ridge: float = 1e-3) -> tuple[float, float]:
     """(slope, offset) such that sigmoid(slope * logit + offset) has the smallest logloss; (1, 0) without both classes.
 
-    Newton's method on two parameters; `ridge` pulls weakly to (1, 0), so that few rows or separable ones can't run away.
+    Newton's method on two parameters; `ridge` pulls weakly to (1, 0), so that few rows or separable ones can't run
+    away.
     """
     z, y = logits.astype(np.float64), labels.astype(np.float64)
     if not len(y) or y.min() == y.max():
@@ -65,5 +66,7 @@ class Calibration:
         try:
             platt = {str(k): (float(a), float(b)) for k, (a, b) in json.loads(path.read_text())["platt"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            raise FormatError(f"{path} is not a calibration ({e!r}): take the model's folder from its release again") from e
+            raise FormatError(
+                f"{path} is not a calibration ({e!r}): take the model's folder from its release again"
+            ) from e
         return cls(platt)

@@ -7,12 +7,12 @@
     candidate ── attention over groups (size, age), over its own group's events,             head            per request
                  over the short sequence ── with counters and context ── MLP ── logits
 
-Everything above `head` is a function of the user's state alone (`Tower`), so that it can be cached until the user's next event;
-`encode_groups` depends on the events of one group alone, so that a group can be encoded again by itself.
+Everything above `head` is a function of the user's state alone (`Tower`), so that it can be cached until the user's
+next event; `encode_groups` depends on the events of one group alone, so that a group can be encoded again by itself.
 
-Letters in shapes: B users, G groups, L events of a group, S short events, C candidates, N groups of any users, d = `width`,
-H attention heads, e = d // H. Only operations that TensorRT converts are used; masks are additive, so that an empty history gives
-zeros and never NaN.
+Letters in shapes: B users, G groups, L events of a group, S short events, C candidates, N groups of any users, d =
+`width`, H attention heads, e = d // H. Only operations that TensorRT converts are used; masks are additive, so that an
+empty history gives zeros and never NaN.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ TENTS, TENT_STEP = 8, 3.0  # tent functions over log2(1 + minutes): one per 3 oc
 
 @dataclass(frozen=True)
 class DMGINConfig:
-    """Sizes of a model. `heads`: names of the post-click heads beside `ctr`; `bins`: quantile steps a dense input is cut into."""
+    """Sizes of a model. `heads`: names of the post-click heads beside `ctr`; `bins`: quantile steps a dense input is
+    cut into.
+    """
 
     spec: InputSpec = field(default_factory=InputSpec)
     heads: tuple[str, ...] = ()
@@ -80,7 +82,9 @@ def away(mask: Tensor) -> Tensor:
 
 
 class Dense(nn.Module):
-    """Dense inputs -> their standardised values beside their place between stored quantiles (a piecewise linear encoding)."""
+    """Dense inputs -> their standardised values beside their place between stored quantiles (a piecewise linear
+    encoding).
+    """
 
     mean: Tensor
     scale: Tensor
@@ -96,19 +100,24 @@ class Dense(nn.Module):
         self.register_buffer("shift", torch.zeros(size, bins))
 
     def fit(self, x: Tensor) -> None:
-        """Take mean, deviation and quantiles from x [n,size]. A constant input, and a step between equal quantiles, become zeros."""
+        """Take mean, deviation and quantiles from x [n,size]. A constant input, and a step between equal quantiles,
+        become zeros.
+        """
         if not len(x):
             return
         std = x.std(0, correction=0)
         self.mean.copy_(x.mean(0))
         self.scale.copy_(torch.where(std > 1e-6, 1.0 / std.clamp(min=1e-6), 0.0))
-        knots = torch.quantile(x[:: max(1, len(x) // 100_000)], torch.linspace(0.0, 1.0, self.slope.shape[1] + 1), dim=0).T
+        knots = torch.quantile(
+            x[:: max(1, len(x) // 100_000)], torch.linspace(0.0, 1.0, self.slope.shape[1] + 1), dim=0
+        ).T
         low, width = knots[:, :-1], knots[:, 1:] - knots[:, :-1]  # [size,bins]
         real = width > 1e-6
         self.slope.copy_(torch.where(real, 1.0 / width.clamp(min=1e-6), 0.0))
         self.shift.copy_(torch.where(real, -low / width.clamp(min=1e-6), 0.0))
 
-    def forward(self, x: Tensor) -> Tensor:  # [...,size] -> [...,out]
+    def forward(self, x: Tensor) -> Tensor:
+        """[...,size] -> [...,out]."""
         z = ((x - self.mean) * self.scale).clamp(-6.0, 6.0)
         if not self.slope.shape[1]:
             return z
@@ -124,12 +133,16 @@ class InsideGroup(nn.Module):
         self.heads, self.dropout = heads, nn.Dropout(dropout)
         self.norm, self.qkv, self.out = nn.LayerNorm(d), nn.Linear(d, 3 * d), nn.Linear(d, d)
 
-    def forward(self, x: Tensor, far: Tensor) -> Tensor:  # x [N,L,d], far [N,L] -> [N,L,d]
+    def forward(self, x: Tensor, far: Tensor) -> Tensor:
+        """Events x [N,L,d], additive mask far [N,L] -> [N,L,d]."""
         n, length, d = x.shape
-        q, k, v = self.qkv(self.norm(x)).view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # [N,H,L,e]
+        q, k, v = (
+            self.qkv(self.norm(x)).view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        )  # [N,H,L,e]
         weights = (q @ k.transpose(-1, -2) * (d // self.heads) ** -0.5 + far[:, None, None, :]).softmax(-1)
         mixed = (weights @ v).transpose(1, 2).reshape(n, length, d)
-        return x + self.dropout(self.out(mixed))
+        made: Tensor = x + self.dropout(self.out(mixed))
+        return made
 
 
 class HSTU(nn.Module):
@@ -143,14 +156,15 @@ class HSTU(nn.Module):
         self.time = nn.Parameter(torch.zeros(TENTS, heads))
 
     def forward(self, x: Tensor, gaps: Tensor, share: Tensor) -> Tensor:
-        """x [B,G,d]; gaps [B,G,G,TENTS]: how far apart in time; share [B,1,1,G]: 1/n for an existing group, else 0."""
+        """Groups x [B,G,d]; gaps [B,G,G,TENTS]: how far apart in time; share [B,1,1,G]: 1/n for an existing group, else 0."""
         b, g, d = x.shape
         u, v, q, k = F.silu(self.uvqk(self.norm_in(x))).chunk(4, -1)
         q, k, v = (y.view(b, g, self.heads, -1).transpose(1, 2) for y in (q, k, v))  # [B,H,G,e]
         bias = (gaps @ self.time).permute(0, 3, 1, 2)  # [B,H,G,G]
         weights = F.silu(q @ k.transpose(-1, -2) * (d // self.heads) ** -0.5 + bias) * share
         mixed = (weights @ v).transpose(1, 2).reshape(b, g, d)
-        return x + self.dropout(self.out(self.norm_out(mixed) * u))
+        made: Tensor = x + self.dropout(self.out(self.norm_out(mixed) * u))
+        return made
 
 
 class DMGIN(nn.Module):
@@ -172,7 +186,7 @@ class DMGIN(nn.Module):
         self.stat_in, self.group = nn.Linear(self.stat.out, d), nn.Linear(2 * d, d)
         self.group_time = nn.Linear(TENTS, d, bias=False)
         self.across = nn.ModuleList(HSTU(d, config.attention_heads, config.dropout) for _ in range(config.layers))
-        # attention of the candidate: over groups, over its own group's events, over those on the same item, over the short sequence
+        # attention of the candidate: over groups, its own group's events, those on the same item, the short sequence
         self.ask_groups, self.groups_key = nn.Linear(d, d), nn.Linear(d, d)
         self.size_bias = nn.Parameter(torch.ones(1))
         self.age_bias = nn.Parameter(torch.zeros(TENTS, 1))
@@ -188,11 +202,20 @@ class DMGIN(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(h1), nn.LayerNorm(h1)
         self.mlp = nn.Sequential(nn.Linear(2 * h1, h2), nn.SiLU(), nn.Dropout(config.dropout))
         outputs = 1 + len(config.heads)
-        self.deep, self.wide_c, self.wide_u = (
-            nn.Linear(h2, outputs), nn.Linear(self.c_dense.out, outputs, bias=False), nn.Linear(self.u_dense.out, outputs, bias=False)
-        )  # fmt: skip
+        self.deep = nn.Linear(h2, outputs)
+        self.wide_c = nn.Linear(self.c_dense.out, outputs, bias=False)
+        self.wide_u = nn.Linear(self.u_dense.out, outputs, bias=False)
         self.drop = nn.Dropout(config.dropout)
-        for table in (self.item, self.category, self.advertiser, self.behaviour, self.age, self.dwell, self.hour, self.surface):
+        for table in (
+            self.item,
+            self.category,
+            self.advertiser,
+            self.behaviour,
+            self.age,
+            self.dwell,
+            self.hour,
+            self.surface,
+        ):
             nn.init.normal_(table.weight, std=0.05)
         for linear in (self.wide_c, self.wide_u):
             nn.init.zeros_(linear.weight)
@@ -208,7 +231,7 @@ class DMGIN(nn.Module):
 
     def embed_events(self, x: Mapping[str, Tensor], kind: str) -> Tensor:
         """Events `e_*` or `s_*` of any leading shape -> [...,d]."""
-        event = self.event(self.embed_items(x[f"{kind}_item"]))
+        event: Tensor = self.event(self.embed_items(x[f"{kind}_item"]))
         return event + self.behaviour(x[f"{kind}_cls"]) + self.age(x[f"{kind}_time"]) + self.dwell(x[f"{kind}_dwell"])
 
     def encode_groups(self, x: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -221,12 +244,13 @@ class DMGIN(nn.Module):
         return self.group(torch.cat([dyna, stat], -1)), tokens
 
     def evolve(self, groups: Tensor, g_time: Tensor, g_mask: Tensor) -> Tensor:
-        """The groups of each user see one another: groups [B,G,d], g_time [B,G], g_mask [B,G] -> [B,G,d], zeros where none."""
+        """The groups [B,G,d] of each user see one another (g_time, g_mask [B,G]) -> [B,G,d], zeros where there is none."""
         keep = g_mask.to(torch.float32)
         minutes = torch.exp(g_time * 0.6931472)
-        gaps = tents(torch.log(1.0 + (minutes.unsqueeze(-1) - minutes.unsqueeze(-2)).abs()) * 1.442695)  # log2(1 + minutes apart)
+        apart = (minutes.unsqueeze(-1) - minutes.unsqueeze(-2)).abs()
+        gaps = tents(torch.log(1.0 + apart) * 1.442695)  # of log2(1 + minutes apart): [B,G,G,TENTS]
         share = (keep / keep.sum(-1, keepdim=True).clamp(min=1.0))[:, None, None, :]
-        x = groups + self.group_time(tents(g_time))
+        x: Tensor = groups + self.group_time(tents(g_time))
         for layer in self.across:
             x = layer(x, gaps, share)
         return x * keep.unsqueeze(-1)
@@ -248,7 +272,7 @@ class DMGIN(nn.Module):
 
     def head(self, tower: Tower, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits of `ctr` and each further head [B,C], from the tower and the request side of the inputs."""
-        b, g, length, d = tower.tokens.shape
+        b, g = tower.g_mask.shape
         has = x["c_group"] < g  # [B,C]
         index = x["c_group"].clamp(max=g - 1).to(torch.int64)
         flat = (index + torch.arange(b, device=index.device).unsqueeze(-1) * g).flatten()  # row of B*G
@@ -267,16 +291,22 @@ class DMGIN(nn.Module):
         d = target.shape[-1]
         # over the user's groups: similarity + ln(size) + age + "its own group" (an existing group has a size of at least ln 2)
         number = torch.arange(x["g_age"].shape[1], device=target.device)
-        bias = self.size_bias * x["g_size"] + (tents(x["g_age"]) @ self.age_bias).squeeze(-1) + away(tower.g_mask)  # [B,G]
+        bias = (
+            self.size_bias * x["g_size"] + (tents(x["g_age"]) @ self.age_bias).squeeze(-1) + away(tower.g_mask)
+        )  # [B,G]
         is_own = (x["c_group"].unsqueeze(-1) == number).to(torch.float32) * self.own_bias  # [B,C,G]
         similar = self.ask_groups(target) @ self.groups_key(tower.groups).transpose(-1, -2) * d**-0.5
-        long = (similar + bias.unsqueeze(-2) + is_own).softmax(-1) @ tower.groups  # [B,C,d]; groups that don't exist are zeros
+        long = (similar + bias.unsqueeze(-2) + is_own).softmax(
+            -1
+        ) @ tower.groups  # [B,C,d]; groups that don't exist are zeros
         # over the events of its own group, and those on the same item
         asked = (self.ask_own(target).unsqueeze(-2) * own.tokens).sum(-1) * d**-0.5  # [B,C,L]
         group_events = self.mix(asked, own.mask, own.tokens)
         item_events = self.mix(asked, own.same, own.tokens)
         # over the newest events
-        near = self.ask_short(target) @ self.short_key(tower.short).transpose(-1, -2) * d**-0.5 + away(tower.s_mask).unsqueeze(-2)
+        near = self.ask_short(target) @ self.short_key(tower.short).transpose(-1, -2) * d**-0.5 + away(
+            tower.s_mask
+        ).unsqueeze(-2)
         some = tower.s_mask.any(-1).to(torch.float32)[:, None, None]
         short = near.softmax(-1) @ tower.short * some  # [B,C,d]
         interests = [target, long, target * long, own.group, group_events, item_events, short, target * short]
@@ -291,7 +321,9 @@ class DMGIN(nn.Module):
 
     @staticmethod
     def mix(asked: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-        """Attention over each candidate's own events: asked [B,C,L], mask [B,C,L], tokens [B,C,L,d] -> [B,C,d], zeros where none."""
+        """Attention over each candidate's own events: asked [B,C,L], mask [B,C,L], tokens [B,C,L,d] -> [B,C,d], zeros
+        where none.
+        """
         weights = (asked + away(mask)).softmax(-1) * mask.to(torch.float32)
         return (weights.unsqueeze(-2) @ tokens).squeeze(-2)
 

@@ -1,13 +1,15 @@
-"""The user tower without the padding: about 70 % of a padded [G,L] batch is empty, so existing groups alone are encoded, by length.
+"""The user tower without the padding: about 70 % of a padded [G,L] batch is empty, so existing groups alone are
+encoded, by length.
 
-Serving (`user_tower`) and training (`TrainBatch`) both encode rows of groups through `encode_rows`; results equal those of the padded
-`DMGIN.user_tower` to rounding (within 1e-6), whatever else is in the batch.
+Serving (`user_tower`) and training (`TrainBatch`) both encode rows of groups through `encode_rows`; results equal those
+of the padded `DMGIN.user_tower` to rounding (within 1e-6), whatever else is in the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +23,9 @@ EVENT_INPUTS = ("e_item", "e_cls", "e_time", "e_dwell", "e_hour", "e_mask")
 
 @dataclass(frozen=True)
 class GroupRows:
-    """Some existing groups with at most L events each: `slot` [N] is where they go in the flattened [B*G]; x: EVENT_INPUTS
-    [N,L,...] and g_stat [N,N_STAT]."""
+    """Some existing groups with at most L events each: `slot` [N] is where they go in the flattened [B*G]; x:
+    EVENT_INPUTS [N,L,...] and g_stat [N,N_STAT].
+    """
 
     slot: Tensor
     x: Mapping[str, Tensor]
@@ -33,7 +36,9 @@ def length_steps(longest: int) -> list[int]:
     return [*(step for step in (1, 4) if step < longest), max(longest, 1)]
 
 
-def bucket_rows(inputs: Mapping[str, NDArray], slots: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[GroupRows]:
+def bucket_rows(
+    inputs: Mapping[str, NDArray[Any]], slots: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> list[GroupRows]:
     """Rows `slots` of the inputs flattened to [B*G,...], cut by their number of events `lengths`."""
     rows: list[GroupRows] = []
     low = -1
@@ -60,8 +65,9 @@ def encode_rows(model: DMGIN, rows: Sequence[GroupRows], size: int, events: int)
     return groups, tokens
 
 
-def user_tower(model: DMGIN, inputs: Mapping[str, NDArray]) -> Tower:
-    """`DMGIN.user_tower` of numpy inputs, cut to the groups, events and short events that exist in the batch (at least one each).
+def user_tower(model: DMGIN, inputs: Mapping[str, NDArray[Any]]) -> Tower:
+    """`DMGIN.user_tower` of numpy inputs, cut to the groups, events and short events that exist in the batch (at least
+    one each).
 
     Events of a group, groups of a user and the short sequence fill their arrays from the front.
     """
@@ -86,10 +92,11 @@ def user_tower(model: DMGIN, inputs: Mapping[str, NDArray]) -> Tower:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """A batch of the training set: B requests, their existing groups in `rows`, the groups of their candidates in `own`.
+    """A batch of the training set: B requests, their existing groups in `rows`, the groups of their candidates in
+    `own`.
 
-    x: the request side, g_mask, g_time, s_* padded to the batch; own: rows whose slot is in the flattened [B*C];
-    own_id [Nown,L], own_mask: what the candidates' item ids are compared with.
+    x: the request side, g_mask, g_time, s_* padded to the batch; own: rows whose slot is in the flattened [B*C]; own_id
+    [Nown,L], own_mask: what the candidates' item ids are compared with.
     """
 
     rows: Sequence[GroupRows]
@@ -99,7 +106,9 @@ class TrainBatch:
 
 
 def forward(model: DMGIN, batch: TrainBatch) -> dict[str, Tensor]:
-    """Logits [B,C] of a training batch. The candidates' own groups are encoded once more, which is cheaper than to keep all tokens."""
+    """Logits [B,C] of a training batch. The candidates' own groups are encoded once more, which is cheaper than to keep
+    all tokens.
+    """
     x = batch.x
     (b, g), c, d = x["g_mask"].shape, x["c_id"].shape[1], model.config.width
     encoded, _ = encode_rows(model, batch.rows, b * g, 0)
@@ -114,7 +123,9 @@ def forward(model: DMGIN, batch: TrainBatch) -> dict[str, Tensor]:
         same[slot] = batch.own.x["e_mask"] & (batch.own_id == x["c_id"].flatten()[slot].unsqueeze(-1))
     index = x["c_group"].to(torch.int64).clamp(max=g - 1)
     flat = (index + torch.arange(b).unsqueeze(-1) * g).flatten()
-    group = groups.flatten(0, 1).index_select(0, flat).view(b, c, d) * (x["c_group"] < g).to(torch.float32).unsqueeze(-1)
+    group = groups.flatten(0, 1).index_select(0, flat).view(b, c, d) * (x["c_group"] < g).to(torch.float32).unsqueeze(
+        -1
+    )
     own = OwnGroup(group, tokens.view(b, c, length, d), mask.view(b, c, length), same.view(b, c, length))
     empty = torch.zeros(b, g, 0)
     tower = Tower(groups, x["g_mask"], empty, empty, empty, model.embed_short(x), x["s_mask"])

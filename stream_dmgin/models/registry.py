@@ -1,7 +1,7 @@
 """Released models on disk: a folder with config.json, weights.safetensors, calibration.json and card.md.
 
-The id of a model is its name and eight hex digits of a hash over config (which holds the hash of the weights) and calibration, so that
-a score's `model` names exactly what produced it.
+The id of a model is its name and eight hex digits of a hash over config (which holds the hash of the weights) and
+calibration, so that a score's `model` names exactly what produced it.
 """
 
 from __future__ import annotations
@@ -71,9 +71,14 @@ def save_model(
     weights = save({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()})
     (directory / "weights.safetensors").write_bytes(weights)
     config = {
-        "format": MODEL_FORMAT, "architecture": "dmgin", "name": name, "config": asdict(network.config),
-        "inputs": input_names(network.config.spec), "training": dict(training), "weights_sha256": hashlib.sha256(weights).hexdigest(),
-    }  # fmt: skip
+        "format": MODEL_FORMAT,
+        "architecture": "dmgin",
+        "name": name,
+        "config": asdict(network.config),
+        "inputs": input_names(network.config.spec),
+        "training": dict(training),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     calibration.save(directory / "calibration.json")
     (directory / "card.md").write_text(card)
@@ -81,10 +86,18 @@ def save_model(
 
 
 def search_path(data_dir: Path | None = None) -> list[Path]:
-    """Where released models are looked for, in order: STREAM_DMGIN_MODELS, ./models, DATA_DIR/models, beside the package, inside it."""
+    """Where released models are looked for, in order: STREAM_DMGIN_MODELS, ./models, DATA_DIR/models, beside the
+    package, inside it.
+    """
     package = Path(stream_dmgin.__file__).parent
     named = [Path(p) for p in os.environ.get("STREAM_DMGIN_MODELS", "").split(os.pathsep) if p]
-    paths = [*named, Path("models"), *([data_dir / "models"] if data_dir else []), package.parent / "models", package / "released"]
+    paths = [
+        *named,
+        Path("models"),
+        *([data_dir / "models"] if data_dir else []),
+        package.parent / "models",
+        package / "released",
+    ]
     return list({p.resolve(): p for p in reversed(paths)}.values())[::-1]
 
 
@@ -112,17 +125,21 @@ def find_model(id_or_dir: str | Path, data_dir: Path | None = None) -> Path:
 def _read(directory: Path) -> tuple[dict[str, Any], str]:
     missing = [f for f in FILES if not (directory / f).is_file()]
     if missing:
-        raise UsageError(f"{directory} is not a whole model, it lacks {', '.join(missing)}: copy the model's folder again")
+        raise UsageError(
+            f"{directory} is not a whole model, it lacks {', '.join(missing)}: copy the model's folder again"
+        )
     raw = (directory / "config.json").read_bytes()
     try:
         config = json.loads(raw)
         name, form, architecture = str(config["name"]), config["format"], config["architecture"]
     except (ValueError, KeyError, TypeError) as e:
-        raise FormatError(f"{directory / 'config.json'} is not a model's config ({e!r}): copy the model's folder again") from e
+        raise FormatError(
+            f"{directory / 'config.json'} is not a model's config ({e!r}): copy the model's folder again"
+        ) from e
     if form != MODEL_FORMAT or architecture != "dmgin":
         raise FormatError(
-            f"{directory} has model format {form!r}, architecture {architecture!r}; this version reads format {MODEL_FORMAT}, 'dmgin': "
-            "use the stream-dmgin it was made with, or train again"
+            f"{directory} has model format {form!r}, architecture {architecture!r}; this version reads format "
+            f"{MODEL_FORMAT}, 'dmgin': use the stream-dmgin it was made with, or train again"
         )
     return config, f"{name}-{_digest(raw, (directory / 'calibration.json').read_bytes())}"
 
@@ -139,13 +156,16 @@ def parse_config(raw: Mapping[str, Any]) -> DMGINConfig:
 
 
 def load_model(id_or_dir: str | Path, data_dir: Path | None = None) -> Model:
-    """Load a released model by folder, name or id. UsageError where it is unknown, incomplete, damaged or made for other inputs."""
+    """Load a released model by folder, name or id. UsageError where it is unknown, incomplete, damaged or made for
+    other inputs.
+    """
     directory = find_model(id_or_dir, data_dir)
     raw, ident = _read(directory)
     weights = (directory / "weights.safetensors").read_bytes()
     if hashlib.sha256(weights).hexdigest() != raw.get("weights_sha256"):
         raise UsageError(
-            f"{directory / 'weights.safetensors'} is damaged or belongs to another config: copy the model's folder from its release again"
+            f"{directory / 'weights.safetensors'} is damaged or belongs to another config: "
+            "copy the model's folder from its release again"
         )
     try:
         config = parse_config(raw["config"])

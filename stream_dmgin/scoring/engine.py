@@ -1,9 +1,11 @@
-"""Engines run a model: a tower per user (once per state), then a head per request. One interface, whatever runs underneath."""
+"""Engines run a model: a tower per user (once per state), then a head per request. One interface, whatever runs
+underneath.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from stream_dmgin.models import ragged
 from stream_dmgin.models.dmgin import Tower
 from stream_dmgin.models.registry import Model
 
-Inputs = Mapping[str, NDArray]
+Inputs = Mapping[str, NDArray[Any]]
 Prefer = Literal["auto", "eager", "tensorrt"]
 HEAD_INPUTS = ("c_item", "c_id", "c_group", "c_dense", "g_age", "g_size", "u_dense", "x_cat")
 
@@ -51,7 +53,9 @@ class Engine(Protocol):
         ...
 
     def head(self, towers: Sequence[UserTower], inputs: Inputs) -> dict[str, NDArray[np.float64]]:
-        """As `logits`, as calibrated probabilities strictly between 0 and 1. Padded candidates hold numbers without meaning."""
+        """As `logits`, as calibrated probabilities strictly between 0 and 1. Padded candidates hold numbers without
+        meaning.
+        """
         ...
 
 
@@ -100,7 +104,9 @@ def join(towers: Sequence[Tower]) -> Tower:
 
 
 class EagerEngine:
-    """PyTorch as it is, on the CPU, one thread (set once for the process: two threads with a busy second core ruin latency)."""
+    """PyTorch as it is, on the CPU, one thread (set once for the process: two threads with a busy second core ruin
+    latency).
+    """
 
     name = "eager"
 
@@ -110,28 +116,33 @@ class EagerEngine:
 
     @property
     def spec(self) -> InputSpec:
+        """Sizes of the inputs it takes."""
         return self.model.config.spec
 
     @torch.inference_mode()
     def tower(self, inputs: Inputs) -> list[UserTower]:
+        """User side of B users -> their towers."""
         batch = ragged.user_tower(self.model.network, inputs)
         return [EagerTower(t) for t in split(batch, inputs["g_mask"].sum(1).tolist())]
 
     @torch.inference_mode()
     def logits(self, towers: Sequence[UserTower], inputs: Inputs) -> dict[str, NDArray[np.float32]]:
+        """Request side of B requests, one tower each -> raw logits [B,C] per head."""
         batch = join([t.tower for t in towers])  # type: ignore[attr-defined]  # made by self.tower
         g = batch.groups.shape[1]
         x = {k: torch.from_numpy(inputs[k][:, :g] if k in ("g_age", "g_size") else inputs[k]) for k in HEAD_INPUTS}
         return {k: v.numpy() for k, v in self.model.network.head(batch, x).items()}
 
     def head(self, towers: Sequence[UserTower], inputs: Inputs) -> dict[str, NDArray[np.float64]]:
+        """As `logits`, as calibrated probabilities."""
         return {k: self.model.calibration.apply(k, v) for k, v in self.logits(towers, inputs).items()}
 
 
 def choose_engine(model: Model, prefer: Prefer = "auto") -> tuple[Engine, str]:
     """The engine for this machine, and a sentence that says why it is this one.
 
-    `auto`: TensorRT where CUDA and torch_tensorrt are there, else eager. UnavailableError where `tensorrt` is asked for and can't be had.
+    `auto`: TensorRT where CUDA and torch_tensorrt are there, else eager. UnavailableError where `tensorrt` is asked for
+    and can't be had.
     """
     if prefer not in ("auto", "eager", "tensorrt"):
         raise UsageError(f"engine {prefer!r} is not known: give auto, eager or tensorrt")

@@ -16,7 +16,9 @@ ENTRY_BYTES = 600  # about what Python keeps for an entry beside the tower's num
 
 
 class TowerCache:
-    """Least recently used, bounded in bytes. A user has one entry: a new version replaces the old. Of one engine and one group map."""
+    """Least recently used, bounded in bytes. A user has one entry: a new version replaces the old. Of one engine and
+    one group map.
+    """
 
     def __init__(self, limit_bytes: int = 256 << 20) -> None:
         self.limit_bytes, self.bytes = limit_bytes, 0
@@ -54,7 +56,9 @@ class TowerCache:
         self.bytes = 0
 
     def towers(self, engine: Engine, users: Sequence[tuple[bytes, int]], inputs: Inputs) -> list[UserTower]:
-        """Towers of the rows of `inputs`, whose (user id, state version) are `users`; computes the missing ones in one batch."""
+        """Towers of the rows of `inputs`, whose (user id, state version) are `users`; computes the missing ones in one
+        batch.
+        """
         found = [self.get(user, version) for user, version in users]
         missing = [row for row, tower in enumerate(found) if tower is None]
         if missing:

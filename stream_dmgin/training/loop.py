@@ -1,6 +1,8 @@
-"""Fit a DMGIN on training rows: pointwise log-likelihood plus a small term for the order inside a request; stop early; calibrate.
+"""Fit a DMGIN on training rows: pointwise log-likelihood plus a small term for the order inside a request; stop early;
+calibrate.
 
-Deterministic by seed on one thread. The best weights on the validation rows win, then two calibration parameters a head are fitted there.
+Deterministic by seed on one thread. The best weights on the validation rows win, then two calibration parameters a head
+are fitted there.
 """
 
 from __future__ import annotations
@@ -25,14 +27,16 @@ from stream_dmgin.models import ragged
 from stream_dmgin.models.calibration import Calibration, fit_platt, sigmoid
 from stream_dmgin.models.dmgin import DMGIN, DMGINConfig
 from stream_dmgin.training.metrics import auc, logloss
-from stream_dmgin.training.rows import TrainingRows
+from stream_dmgin.training.rows import TrainingRows, spans
 
 Requests = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to train. `order`: weight of the term for the order inside a request; `table_decay`: weight decay of the hash tables."""
+    """How to train. `order`: weight of the term for the order inside a request; `table_decay`: weight decay of the hash
+    tables.
+    """
 
     epochs: int = 4
     batch: int = 1024
@@ -70,7 +74,9 @@ class Fitted:
 
 
 @torch.inference_mode()
-def predict(network: DMGIN, rows: TrainingRows, requests: Requests | None = None, batch: int = 4096) -> dict[str, NDArray[np.float32]]:
+def predict(
+    network: DMGIN, rows: TrainingRows, requests: Requests | None = None, batch: int = 4096
+) -> dict[str, NDArray[np.float32]]:
     """Raw logits per head for all rows, in the order of rows; nan for rows of requests that were not asked for."""
     network.eval()
     out = {h: np.full(len(rows), np.nan, np.float32) for h in ("ctr", *network.config.heads)}
@@ -85,12 +91,16 @@ def losses(logits: Mapping[str, Tensor], labels: Mapping[str, Tensor], options: 
     """(What is minimised, the pointwise loss of `ctr` alone). Labels -1 count nowhere."""
     y, z = labels["ctr"], logits["ctr"]
     known = (y >= 0).to(torch.float32)
-    pointwise = (F.binary_cross_entropy_with_logits(z, y.clamp(min=0.0), reduction="none") * known).sum() / known.sum().clamp(min=1.0)
+    pointwise = (
+        F.binary_cross_entropy_with_logits(z, y.clamp(min=0.0), reduction="none") * known
+    ).sum() / known.sum().clamp(min=1.0)
     total = pointwise
     if options.order > 0 and y.shape[1] > 1:
         clicked = (y == 1).to(torch.float32)
         both = ((clicked.sum(1) > 0) & ((y == 0).sum(1) > 0)).to(torch.float32)
-        share = F.log_softmax(z + (known - 1.0) * 1e4, dim=1)  # the chance of each candidate to be the one clicked in its list
+        share = F.log_softmax(
+            z + (known - 1.0) * 1e4, dim=1
+        )  # the chance of each candidate to be the one clicked in its list
         per_list = -(share * clicked).sum(1) / clicked.sum(1).clamp(min=1.0)
         # per row, so that it weighs as much beside the pointwise term for long lists and short
         total = total + options.order * (per_list * both).sum() / known.sum().clamp(min=1.0)
@@ -107,19 +117,13 @@ def prepare(network: DMGIN, rows: TrainingRows, requests: Requests) -> None:
     take = rows.rows_of(requests)
     network.c_dense.fit(torch.from_numpy(rows["c_dense"][take[:: max(1, len(take) // 200_000)]]))
     network.u_dense.fit(torch.from_numpy(rows["u_dense"][requests[:: max(1, len(requests) // 200_000)]]))
-    groups = np.arange(len(rows["g_stat"])) if len(requests) == rows.requests else _groups_of(rows, requests)
+    groups = spans(rows.offsets()["r_groups"][requests], rows["r_groups"][requests])
     network.stat.fit(torch.from_numpy(rows["g_stat"][groups[:: max(1, len(groups) // 200_000)]].astype(np.float32)))
     with torch.no_grad():
         for i, head in enumerate(("ctr", *network.config.heads)):
             y = rows.labels(head)[take]
             rate = (float((y == 1).sum()) + 1.0) / (float((y >= 0).sum()) + 20.0)
             network.deep.bias[i] = math.log(rate / (1.0 - rate))
-
-
-def _groups_of(rows: TrainingRows, requests: Requests) -> NDArray[np.int64]:
-    from stream_dmgin.training.rows import spans
-
-    return spans(rows.offsets()["r_groups"][requests], rows["r_groups"][requests])
 
 
 def make_optimizer(network: DMGIN, options: Options) -> torch.optim.AdamW:
@@ -155,8 +159,8 @@ def train(
 ) -> Fitted:
     """Train on some requests of `rows`, choose on some of `valid` (may be the same rows).
 
-    `checkpoint`: a file written after each epoch and resumed from if it is there (it must be of the same options). `report` is called after
-    each validation. InputError where either part has no rows of both classes.
+    `checkpoint`: a file written after each epoch and resumed from if it is there (it must be of the same options).
+    `report` is called after each validation. InputError where either part has no rows of both classes.
     """
     torch.set_num_threads(1)
     for name, part, chosen in (("training", rows, train_requests), ("validation", valid, valid_requests)):
@@ -193,7 +197,9 @@ def train(
             _follow(mean, network, min(options.average, state["step"] / (state["step"] + 10.0)))
             window.append(float(pointwise))
             if state["step"] % every == 0:
-                point = _validate(mean, valid, valid_requests, state["step"], per_epoch, window, time.monotonic() - started)
+                point = _validate(
+                    mean, valid, valid_requests, state["step"], per_epoch, window, time.monotonic() - started
+                )
                 window = []
                 _judge(state, point, mean, options)
                 if report is not None:
@@ -230,12 +236,19 @@ def write_curve(path: Path, curve: Sequence[Point]) -> None:
 
 def _follow(mean: DMGIN, network: DMGIN, decay: float) -> None:
     with torch.no_grad():
-        ours, theirs = list(mean.parameters()), list(network.parameters())
+        ours: list[Tensor] = list(mean.parameters())
+        theirs: list[Tensor] = list(network.parameters())
         torch._foreach_lerp_(ours, theirs, 1.0 - decay)
 
 
 def _validate(
-    network: DMGIN, rows: TrainingRows, requests: Requests, step: int, per_epoch: int, window: list[float], seconds: float
+    network: DMGIN,
+    rows: TrainingRows,
+    requests: Requests,
+    step: int,
+    per_epoch: int,
+    window: list[float],
+    seconds: float,
 ) -> Point:
     take = rows.rows_of(requests)
     y = rows.labels()[take]
@@ -255,10 +268,20 @@ def _judge(state: dict[str, Any], point: Point, network: DMGIN, options: Options
 
 
 def _save(
-    path: Path, options: Options, network: DMGIN, mean: DMGIN, optimizer: torch.optim.AdamW, state: dict[str, Any], epoch: int
+    path: Path,
+    options: Options,
+    network: DMGIN,
+    mean: DMGIN,
+    optimizer: torch.optim.AdamW,
+    state: dict[str, Any],
+    epoch: int,
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = {**state, "best": asdict(state["best"]) if state["best"] else None, "curve": [asdict(p) for p in state["curve"]]}
+    kept = {
+        **state,
+        "best": asdict(state["best"]) if state["best"] else None,
+        "curve": [asdict(p) for p in state["curve"]],
+    }
     parts = {"network": network.state_dict(), "mean": mean.state_dict(), "optimizer": optimizer.state_dict()}
     half = path.with_suffix(".part")
     torch.save({**parts, "state": kept, "epoch": epoch, "options": asdict(options)}, half)
@@ -270,7 +293,9 @@ def _resume(
 ) -> int:
     saved = torch.load(path, weights_only=True)
     if saved["options"] != asdict(options):
-        raise InputError(f"{path} was written with other options: give the same ones to go on from it, or delete it to start anew")
+        raise InputError(
+            f"{path} was written with other options: give the same ones to go on from it, or delete it to start anew"
+        )
     network.load_state_dict(saved["network"])
     mean.load_state_dict(saved["mean"])
     optimizer.load_state_dict(saved["optimizer"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,11 +42,11 @@ def _auc_sorted(labels: Ints, starts: NDArray[np.int64], weights: Floats | None)
     return float((positive * (below + negative / 2)).sum() / (p * n))
 
 
-def _codes(groups: NDArray) -> NDArray[np.int64]:
+def _codes(groups: NDArray[Any]) -> NDArray[np.int64]:
     return np.unique(groups, return_inverse=True)[1].reshape(-1)
 
 
-def group_aucs(labels: Ints, scores: Floats, groups: NDArray) -> tuple[Floats, NDArray[np.int64]]:
+def group_aucs(labels: Ints, scores: Floats, groups: NDArray[Any]) -> tuple[Floats, NDArray[np.int64]]:
     """(AUC of each group with both classes, its rows). `groups`: any id per row."""
     code = _codes(groups)
     order = np.lexsort((scores, code))
@@ -64,8 +64,10 @@ def group_aucs(labels: Ints, scores: Floats, groups: NDArray) -> tuple[Floats, N
     return won[both] / (p * n)[both], (p + n)[both].astype(np.int64)
 
 
-def gauc(labels: Ints, scores: Floats, groups: NDArray, weighted: bool = True) -> float:
-    """Mean AUC inside groups (users or impressions) that have both classes; weighted by rows, or plain. nan where none has."""
+def gauc(labels: Ints, scores: Floats, groups: NDArray[Any], weighted: bool = True) -> float:
+    """Mean AUC inside groups (users or impressions) that have both classes; weighted by rows, or plain. nan where none
+    has.
+    """
     values, rows = group_aucs(labels, scores, groups)
     if not len(values):
         return float("nan")
@@ -94,9 +96,13 @@ def ece_floor(probabilities: Floats, draws: int = 200, seed: int = 0) -> tuple[f
     return float(np.mean(found)), float(np.quantile(found, 0.05)), float(np.quantile(found, 0.95))
 
 
-def summary(labels: Ints, probabilities: Floats, groups: NDArray | None = None) -> dict[str, float]:
+def summary(labels: Ints, probabilities: Floats, groups: NDArray[Any] | None = None) -> dict[str, float]:
     """auc, logloss, ece, and gauc (weighted by rows) with gauc_mean (plain) where `groups` are given."""
-    found = {"auc": auc(labels, probabilities), "logloss": logloss(labels, probabilities), "ece": ece(labels, probabilities)}
+    found = {
+        "auc": auc(labels, probabilities),
+        "logloss": logloss(labels, probabilities),
+        "ece": ece(labels, probabilities),
+    }
     if groups is not None:
         values, rows = group_aucs(labels, probabilities, groups)
         found["gauc"] = float(np.average(values, weights=rows)) if len(values) else float("nan")
@@ -113,7 +119,13 @@ class Interval(NamedTuple):
 
 
 def paired_bootstrap(
-    labels: Ints, first: Floats, second: Floats, units: NDArray, metric: str = "auc", draws: int = 500, seed: int = 0
+    labels: Ints,
+    first: Floats,
+    second: Floats,
+    units: NDArray[Any],
+    metric: str = "auc",
+    draws: int = 500,
+    seed: int = 0,
 ) -> Interval:
     """Interval of metric(second) - metric(first) when `units` (users or impressions, an id per row) are drawn anew.
 

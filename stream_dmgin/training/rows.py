@@ -1,7 +1,9 @@
-"""The training set: ragged and compact copies of the inputs that replay produced, with their labels, in memory or in a folder.
+"""The training set: ragged and compact copies of the inputs that replay produced, with their labels, in memory or in a
+folder.
 
-A request's user side is stored once for all its candidates, existing groups and events alone (padding would be 70 % and more): about
-600 bytes a request and 250 a candidate. A "row" is one (request, candidate), numbered in the order of appending.
+A request's user side is stored once for all its candidates, existing groups and events alone (padding would be 70 % and
+more): about 600 bytes a request and 250 a candidate. A "row" is one (request, candidate), numbered in the order of
+appending.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of whole requests: inputs for `ragged.forward`; labels, c_mask [B,C]; rows [B,C]: number of the row, -1 padding."""
+    """A batch of whole requests: inputs for `ragged.forward`; labels, c_mask [B,C]; rows [B,C]: number of the row, -1
+    padding.
+    """
 
     inputs: TrainBatch
     labels: Mapping[str, Tensor]  # per head ("ctr" and further): float [B,C], -1 where missing or padding
@@ -69,13 +73,14 @@ class TrainingRows:
         self.spec, self.heads = spec, tuple(heads)
         self.columns: dict[str, Column] = {
             # per request
-            "r_groups": Column("i4"), "r_short": Column("i4"), "r_rows": Column("i4"), "r_ts": Column("i8"), "r_key": Column("u8"),
-            "u_dense": Column("f4", len(USER_FEATURES)), "x_cat": Column("i4"),
+            "r_groups": Column("i4"), "r_short": Column("i4"), "r_rows": Column("i4"), "r_ts": Column("i8"),
+            "r_key": Column("u8"), "u_dense": Column("f4", len(USER_FEATURES)), "x_cat": Column("i4"),
             # per group
-            "g_len": Column("i4"), "g_stat": Column("f2", N_STAT), "g_time": Column("f4"), "g_age": Column("f4"), "g_size": Column("f4"),
+            "g_len": Column("i4"), "g_stat": Column("f2", N_STAT), "g_time": Column("f4"), "g_age": Column("f4"),
+            "g_size": Column("f4"),
             # per event of a group, per short event
-            "e_item": Column("i4", 3), "e_id": Column("i4"), "e_cls": Column("u1"), "e_time": Column("u1"), "e_dwell": Column("u1"),
-            "e_hour": Column("u1"),
+            "e_item": Column("i4", 3), "e_id": Column("i4"), "e_cls": Column("u1"), "e_time": Column("u1"),
+            "e_dwell": Column("u1"), "e_hour": Column("u1"),
             "s_item": Column("i4", 3), "s_cls": Column("u1"), "s_time": Column("u1"), "s_dwell": Column("u1"),
             # per candidate
             "c_item": Column("i4", 3), "c_id": Column("i4"), "c_group": Column("i4"),
@@ -96,15 +101,27 @@ class TrainingRows:
         return len(self["c_id"])
 
     def append(
-        self, inputs: Mapping[str, Array], labels: Array, ts: Array, keys: Array, head_labels: Mapping[str, Array] | None = None
+        self,
+        inputs: Mapping[str, Array],
+        labels: Array,
+        ts: Array,
+        keys: Array,
+        head_labels: Mapping[str, Array] | None = None,
     ) -> None:
-        """Copy B requests. labels [B,C] int (1, 0; -1 unknown); head_labels: the same per head, all unknown where absent; ts [B] ms;
-        keys [B]: any whole number below 2^64 that says whose or which request it is (for grouped AUC). Candidates outside c_mask are left out.
+        """Copy B requests. labels [B,C] int (1, 0; -1 unknown); head_labels: the same per head, all unknown where
+        absent; ts [B] ms; keys [B]: any whole number below 2^64 that says whose or which request it is (for grouped
+        AUC). Candidates outside c_mask are left out.
         """
         g_mask, e_mask, s_mask, c_mask = (inputs[k] for k in ("g_mask", "e_mask", "s_mask", "c_mask"))
         put = self.columns
         groups = g_mask.sum(1)
-        for name, values in (("r_groups", groups), ("r_short", s_mask.sum(1)), ("r_rows", c_mask.sum(1)), ("r_ts", ts), ("r_key", keys)):
+        for name, values in (
+            ("r_groups", groups),
+            ("r_short", s_mask.sum(1)),
+            ("r_rows", c_mask.sum(1)),
+            ("r_ts", ts),
+            ("r_key", keys),
+        ):
             put[name].extend(values)
         for name in ("u_dense", "x_cat"):
             put[name].extend(inputs[name])
@@ -125,7 +142,9 @@ class TrainingRows:
     def offsets(self) -> dict[str, NDArray[np.int64]]:
         """Where each request's groups, short events and rows start, and each group's events."""
         if self._offsets is None or self._offsets[0] != self.requests:
-            starts = {k: np.r_[0, np.cumsum(self[k], dtype=np.int64)] for k in ("r_groups", "r_short", "r_rows", "g_len")}
+            starts = {
+                k: np.r_[0, np.cumsum(self[k], dtype=np.int64)] for k in ("r_groups", "r_short", "r_rows", "g_len")
+            }
             self._offsets = (self.requests, starts)
         return self._offsets[1]
 
@@ -150,7 +169,9 @@ class TrainingRows:
     def batches(
         self, size: int = 1024, requests: NDArray[np.int64] | None = None, generator: np.random.Generator | None = None
     ) -> Iterator[Batch]:
-        """Batches of about `size` rows of whole requests. With a generator shuffled, requests of like sizes together (little padding)."""
+        """Batches of about `size` rows of whole requests. With a generator shuffled, requests of like sizes together
+        (little padding).
+        """
         chosen = np.arange(self.requests) if requests is None else requests
         chosen = chosen[self["r_rows"][chosen] > 0]
         like = np.ceil(np.log2(np.maximum(self["r_rows"], 1))) * 1000 + self["r_groups"]
@@ -159,7 +180,9 @@ class TrainingRows:
         else:
             chosen = generator.permutation(chosen)
             per = max(1, 16 * size // max(1, round(float(self["r_rows"][chosen].mean())) if len(chosen) else 1))
-            chosen = np.concatenate([part[np.argsort(like[part], kind="stable")] for part in np.split(chosen, range(per, len(chosen), per))])
+            chosen = np.concatenate(
+                [part[np.argsort(like[part], kind="stable")] for part in np.split(chosen, range(per, len(chosen), per))]
+            )
         ends = np.cumsum(self["r_rows"][chosen])
         cuts = np.searchsorted(ends, np.arange(size, (ends[-1] if len(ends) else 0) + size, size), side="left") + 1
         parts = [p for p in np.split(chosen, np.unique(np.minimum(cuts, len(chosen)))) if len(p)]
@@ -226,7 +249,9 @@ class TrainingRows:
         directory.mkdir(parents=True, exist_ok=True)
         for name, column in self.columns.items():
             np.save(directory / f"{name}.npy", column.view())
-        (directory / "rows.json").write_text(json.dumps({"format": 1, "spec": asdict(self.spec), "heads": self.heads}) + "\n")
+        (directory / "rows.json").write_text(
+            json.dumps({"format": 1, "spec": asdict(self.spec), "heads": self.heads}) + "\n"
+        )
 
     @classmethod
     def load(cls, directory: Path) -> TrainingRows:
@@ -238,7 +263,9 @@ class TrainingRows:
             for name in made.columns:
                 made.columns[name] = Column.of(np.load(directory / f"{name}.npy", mmap_mode="r"))
         except (OSError, ValueError, KeyError, TypeError) as e:
-            raise InputError(f"{directory} is not a training set ({e}): make it again with `stream-dmgin train --rows-out`") from e
+            raise InputError(
+                f"{directory} is not a training set ({e}): make it again with `stream-dmgin train --rows-out`"
+            ) from e
         return made
 
 
@@ -246,11 +273,13 @@ def spans(starts: NDArray[np.int64], counts: Array) -> NDArray[np.int64]:
     """start, start + 1, ... (count of them) of each pair, one after another."""
     counts = counts.astype(np.int64)
     ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts)
+    total = int(ends[-1]) if len(ends) else 0
+    found: NDArray[np.int64] = np.arange(total, dtype=np.int64) + np.repeat(starts - ends + counts, counts)
+    return found
 
 
 def scatter(values: Array, slots: NDArray[np.int64], b: int, width: int, fill: float = 0) -> Array:
-    """values [n,...] at `slots` of a [b,width,...] array."""
+    """Values [n,...] at `slots` of a [b,width,...] array."""
     out = np.full((b * width, *values.shape[1:]), fill, values.dtype)
     out[slots] = values
     return out.reshape(b, width, *values.shape[1:])

@@ -1,0 +1,33 @@
+"""How each log is trained: sizes of the inputs, of the model, and of the training, chosen on valid days."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stream_dmgin.datasets.form import Meta
+from stream_dmgin.features.spec import InputSpec
+from stream_dmgin.models.dmgin import DMGINConfig
+from stream_dmgin.training.loop import Options
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Config of the model and options of the training."""
+
+    config: DMGINConfig
+    options: Options
+
+    @property
+    def spec(self) -> InputSpec:
+        """Sizes of the inputs."""
+        return self.config.spec
+
+
+def of(meta: Meta) -> Recipe:
+    """The recipe of a log, by the name of its dataset; a general one for logs without their own."""
+    numbers, heads = tuple(meta.item_numbers), tuple(meta.heads)
+    if meta.dataset == "kuairand":
+        spec = InputSpec(groups=32, events=16, short=32, item_buckets=16384, item_numbers=numbers)
+        return Recipe(DMGINConfig(spec, heads), Options(epochs=4))
+    spec = InputSpec(groups=48, events=16, short=32, item_buckets=16384, item_numbers=numbers)
+    return Recipe(DMGINConfig(spec, heads), Options())
