@@ -51,9 +51,9 @@ def populate(directory: Path | None, lives: list[int], users: int, seed: int = 1
     items = [f"i{k}" for k in range(ITEMS)]
     catalogue = Catalogue()
     for k, i in enumerate(items):
-        place = {"lat": 52.4 + r.random() / 5, "lon": 13.2 + r.random() / 3}
+        lat, lon, price = 52.4 + r.random() / 5, 13.2 + r.random() / 3, r.random() * 40
         catalogue.upsert(
-            records.Item(i, category=f"c{k % 120}", advertiser=f"a{k % 900}", price=r.random() * 40, **place)
+            records.Item(i, category=f"c{k % 120}", advertiser=f"a{k % 900}", lat=lat, lon=lon, price=price)
         )
     groups = GroupMap({i: k % GROUPS for k, i in enumerate(items)})
     engine = StateEngine.open(directory, 0, groups)

@@ -56,7 +56,8 @@ def measure(model_id: str, data_dir: Path, requests: int = 300, candidates: int 
         with machine.pinned(split[1] if split else None):
             scorer.score([ask(u) for u in users])  # every tower is cached once, everything lazy is warm
             gc.disable()
-            touched, cached = [], []
+            touched: list[float] = []
+            cached: list[float] = []
             for n in range(requests):
                 user = r.choice(users)
                 if hit := r.random() >= TOUCHED:
