@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -108,6 +109,24 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")), ids=lambda p: p.name)
+def test_commands_on_pages_parse(page: Path) -> None:
+    for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```", page.read_text(), re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            if found := re.search(r"(?:^|\s|/)stream-dmgin (.*)", line):
+                words = shlex.split(re.split(r"\s[&|>#;]", found[1] + " ")[0])
+                command: click.Command = cli
+                context = click.Context(cli)
+                while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+                    name = words.pop(0)
+                    following = command.get_command(context, name)
+                    assert following is not None, f"{line}: no {name}"
+                    command = following
+                assert not isinstance(command, click.Group) or words == ["--help"], line
+                if "--help" not in words:
+                    command.make_context("stream-dmgin", words)
 
 
 def test_architecture_names_files_that_exist() -> None:
