@@ -176,7 +176,7 @@ class KafkaReader:
         code = int(m.err)
         text = C.string_at(m.payload, m.len).decode(errors="replace") if m.payload else ""
         if code in (rdkafka.ERR_AUTO_OFFSET_RESET, 1, rdkafka.ERR_NO_OFFSET) and m.rkt:
-            self._out_of_range((self._lib.topic_name(m.rkt).decode(), int(m.partition)), text)
+            self._out_of_range((self._lib.topic_name(m.rkt).decode(), int(m.partition)), int(m.offset))
         elif code == rdkafka.ERR_MAX_POLL:
             logger.warning("max.poll.interval.ms passed without a poll: the group takes this member's partitions away")
         elif code in rdkafka.TRANSIENT or code in rdkafka.FENCING or code == 27:
@@ -184,28 +184,19 @@ class KafkaReader:
         else:
             raise rdkafka.unavailable(code, f"reading {', '.join(self.topics)}" + (f" ({text})" if text else ""))
 
-    def _out_of_range(self, tp: TP, text: str) -> None:
+    def _out_of_range(self, tp: TP, asked: int) -> None:
         """The offset isn't in the log (any more): go on at the first kept where retention went ahead of us, else refuse."""
         low, high = C.c_int64(), C.c_int64()
         code = self._lib.query_watermark_offsets(self._rk, tp[0].encode(), tp[1], C.byref(low), C.byref(high), 10_000)
         self._check(code, f"asking for the offsets of {tp[0]}/{tp[1]}")
-        asked = self._asked(tp, text)
-        if asked is not None and asked > high.value:
+        if asked > high.value:
             raise LogUnavailable(
                 f"{tp[0]} partition {tp[1]} ends at offset {high.value}, but the store has read up to {asked}: the topic was "
                 "created anew or the log lost its end. Give the old log, or rebuild the state from this one"
             )
-        logger.warning("%s/%d: offset %s is no longer kept, going on at %d", *tp, "asked for" if asked is None else asked, low.value)
+        logger.warning("%s/%d: offset %d is no longer kept, going on at %d", *tp, asked, low.value)
         error = self._with_list({tp: low.value}, lambda p: self._lib.seek_partitions(self._rk, p, 5_000))
         self._check_error(error, f"going to offset {low.value} of {tp[0]}/{tp[1]}")
-
-    def _asked(self, tp: TP, text: str) -> int | None:
-        """The offset that was asked for, from librdkafka's words `... fetch position at offset N ...`."""
-        words = text.replace("(", " ").split()
-        for a, b in zip(words, words[1:], strict=False):
-            if a == "offset" and b.strip(",").isdigit():
-                return int(b.strip(","))
-        return None
 
     def _with_list(self, offsets: Mapping[TP, int] | Iterable[TP], call: Callable[[Any], Any]) -> Any:
         parts = rdkafka.make_list(offsets)
