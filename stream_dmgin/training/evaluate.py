@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stream_dmgin.datasets.form import Dataset, Meta
 from stream_dmgin.errors import InputError, UsageError
-from stream_dmgin.features.spec import USER_FEATURES, InputSpec
+from stream_dmgin.features.spec import USER_FEATURES
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.models.calibration import Calibration, fit_platt, sigmoid
 from stream_dmgin.models.dmgin import DMGIN
 from stream_dmgin.replay.rows import floor_rates, training_rows
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training import recipes
-from stream_dmgin.training.loop import Options, predict, train
+from stream_dmgin.training.loop import Options, Point, predict, train
 from stream_dmgin.training.metrics import ece_floor, summary
 from stream_dmgin.training.rows import TrainingRows
 
@@ -121,7 +125,7 @@ def evaluate(
                 chosen[:2] = [c[known[c]] for c in chosen[:2]]
             fitted = train(
                 recipe.config, rows, chosen[0], rows, chosen[1], replace(options or recipe.options, seed=seed),
-                report=lambda p: say(f"seed {seed}: epoch {p.epoch:.2f}, valid logloss {p.valid_logloss:.4f}, auc {p.valid_auc:.4f}"),
+                report=partial(_told, say, seed),
             )  # fmt: skip
             at = rows.rows_of(chosen[2])
             mine = at + r.first[first] - row[0]
@@ -133,6 +137,12 @@ def evaluate(
         if data.meta.gauc == "user":
             out.frozen[seed] = frozen
     return source, out
+
+
+def _told(say: Say, seed: int, p: Point) -> None:
+    say(
+        f"seed {seed}: epoch {p.epoch:.2f}, valid logloss {p.valid_logloss:.4f}, auc {p.valid_auc:.4f}, {p.seconds:.0f} s"
+    )
 
 
 def group_map(data: Dataset) -> GroupMap:
@@ -217,3 +227,22 @@ def _visible_before(data: Dataset, ids: Sequence[str], time: int) -> NDArray[np.
     late = data.events.filter(data.events["visible_at"].to_numpy() >= time)["request_id"].to_pylist()
     after = set(late)
     return np.fromiter((i not in after for i in ids), bool, len(ids))
+
+
+def write_scores(source: DatasetSource, scored: Scored, path: Path) -> None:
+    """Parquet with one line per scored row and seed: user_id, item_id, ts, impression_id (where any), label, ctr, ctr_raw, seed."""
+    r = source.requests
+    request = pa.array(r.request_of_rows()[scored.row])
+    parts = []
+    for seed in scored.calibrated:
+        columns: dict[str, Any] = {
+            "user_id": pa.array(r.user, pa.string()).take(request),
+            "item_id": pa.array([r.item[k] for k in scored.row.tolist()], pa.string()),
+            "ts": r.ts[request.to_numpy()], "label": scored.label,
+            "ctr": scored.calibrated[seed], "ctr_raw": scored.raw[seed], "seed": np.full(len(scored.row), seed, np.int32),
+        }  # fmt: skip
+        if r.impression is not None:
+            columns["impression_id"] = pa.array(r.impression, pa.string()).take(request)
+        parts.append(pa.table(columns))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.concat_tables(parts), path)
