@@ -156,7 +156,9 @@ class HSTU(nn.Module):
         self.time = nn.Parameter(torch.zeros(TENTS, heads))
 
     def forward(self, x: Tensor, gaps: Tensor, share: Tensor) -> Tensor:
-        """Groups x [B,G,d]; gaps [B,G,G,TENTS]: how far apart in time; share [B,1,1,G]: 1/n for an existing group, else 0."""
+        """Groups x [B,G,d]; gaps [B,G,G,TENTS]: how far apart in time; share [B,1,1,G]: 1/n for an existing group, else
+        0.
+        """
         b, g, d = x.shape
         u, v, q, k = F.silu(self.uvqk(self.norm_in(x))).chunk(4, -1)
         q, k, v = (y.view(b, g, self.heads, -1).transpose(1, 2) for y in (q, k, v))  # [B,H,G,e]
@@ -232,7 +234,8 @@ class DMGIN(nn.Module):
     def embed_events(self, x: Mapping[str, Tensor], kind: str) -> Tensor:
         """Events `e_*` or `s_*` of any leading shape -> [...,d]."""
         event: Tensor = self.event(self.embed_items(x[f"{kind}_item"]))
-        return event + self.behaviour(x[f"{kind}_cls"]) + self.age(x[f"{kind}_time"]) + self.dwell(x[f"{kind}_dwell"])
+        event = event + self.behaviour(x[f"{kind}_cls"]) + self.age(x[f"{kind}_time"]) + self.dwell(x[f"{kind}_dwell"])
+        return event
 
     def encode_groups(self, x: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """N groups, each by itself: e_* [N,L,...], e_mask [N,L], g_stat [N,N_STAT] -> groups [N,d], tokens [N,L,d]."""

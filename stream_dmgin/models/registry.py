@@ -149,6 +149,21 @@ def model_id(directory: Path) -> str:
     return _read(directory)[1]
 
 
+def describe(directory: Path, short: bool = False) -> dict[str, Any]:
+    """What `model show` (short: `model list`) says of the model in a folder; its weights aren't loaded."""
+    config, ident = _read(directory)
+    training = config.get("training", {})
+    ctr = training.get("valid", {}).get("ctr", {})
+    if short:
+        trained = {"trained_on": training.get("dataset", ""), "days": training.get("train_days", "")}
+        return {"id": ident, **trained, "valid_auc": ctr.get("auc", float("nan")), "path": str(directory)}
+    return {
+        "id": ident,
+        "path": str(directory),
+        **{k: config[k] for k in ("name", "architecture", "config", "training")},
+    }
+
+
 def parse_config(raw: Mapping[str, Any]) -> DMGINConfig:
     """The config as JSON gave it back (lists for tuples)."""
     spec = inputs.InputSpec(**{**raw["spec"], "item_numbers": tuple(raw["spec"]["item_numbers"])})

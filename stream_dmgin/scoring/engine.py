@@ -78,8 +78,8 @@ def split(batch: Tower, n_groups: Sequence[int]) -> list[Tower]:
         length = max(1, int(one.e_mask.sum(-1).max()))
         s = max(1, int(one.s_mask.sum()))
         cut = (
-            one.groups[:, :n], one.g_mask[:, :n], one.tokens[:, :n, :length], one.e_id[:, :n, :length], one.e_mask[:, :n, :length],
-            one.short[:, :s], one.s_mask[:, :s],
+            one.groups[:, :n], one.g_mask[:, :n], one.tokens[:, :n, :length], one.e_id[:, :n, :length],
+            one.e_mask[:, :n, :length], one.short[:, :s], one.s_mask[:, :s],
         )  # fmt: skip
         towers.append(Tower(*(t.clone() for t in cut)))
     return towers

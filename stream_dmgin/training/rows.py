@@ -254,18 +254,22 @@ class TrainingRows:
         )
 
     @classmethod
-    def load(cls, directory: Path) -> TrainingRows:
-        """Read what `save` wrote; arrays are mapped, not read."""
+    def load(cls, directory: Path, expected: InputSpec | None = None) -> TrainingRows:
+        """Read what `save` wrote; arrays are mapped, not read. InputError where damaged, or not of the `expected` spec."""
         try:
             meta = json.loads((directory / "rows.json").read_text())
             spec = InputSpec(**{**meta["spec"], "item_numbers": tuple(meta["spec"]["item_numbers"])})
             made = cls(spec, meta["heads"])
             for name in made.columns:
-                made.columns[name] = Column.of(np.load(directory / f"{name}.npy", mmap_mode="r"))
+                made.columns[name] = Column.of(np.load(directory / f"{name}.npy", mmap_mode="c"))
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise InputError(
-                f"{directory} is not a training set ({e}): make it again with `stream-dmgin train --rows-out`"
+                f"{directory} is not a training set ({e}): make it again with `stream-dmgin train --rows`"
             ) from e
+        if expected is not None and made.spec != expected:
+            raise InputError(
+                f"{directory} was made for other inputs than this model's: give another folder, or delete it"
+            )
         return made
 
 

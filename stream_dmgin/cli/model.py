@@ -1,0 +1,72 @@
+"""`model`: the released models at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stream_dmgin.cli.common import Context, common_options, table
+from stream_dmgin.errors import StreamDmginError, UsageError
+
+
+@click.group()
+def command() -> None:
+    """Released models: a folder each, found in STREAM_DMGIN_MODELS, ./models, DATA_DIR/models and beside the package."""
+
+
+@command.command("list")
+@common_options
+def list_(ctx: Context) -> None:
+    """All models found, with what they were trained on."""
+    from stream_dmgin.models import registry
+
+    found: list[dict[str, Any]] = []
+    for folder in registry.list_models(Path(ctx.settings["data_dir"])):
+        try:
+            found.append(registry.describe(folder, short=True))
+        except UsageError as e:
+            ctx.say(str(e))
+    ctx.emit({"models": found}, lambda d: table(d["models"]) if d["models"] else "no models found")
+
+
+@command.command()
+@click.argument("model")
+@common_options
+def show(ctx: Context, model: str) -> None:
+    """One model: its sizes, heads, training and measures; MODEL is an id, a name or a folder."""
+    from stream_dmgin.models import registry
+
+    folder = registry.find_model(model, Path(ctx.settings["data_dir"]))
+    ctx.emit(
+        registry.describe(folder),
+        lambda d: (folder / "card.md").read_text() if (folder / "card.md").is_file() else str(d),
+    )
+
+
+@command.command()
+@click.argument("model")
+@click.option("--engine", type=click.Choice(["auto", "eager", "tensorrt"]), default="auto", show_default=True)
+@common_options
+def check(ctx: Context, model: str, engine: str) -> None:
+    """Load a model, hold its engine against the plain network, and time it; exit 1 where something is off."""
+    from stream_dmgin.models.registry import load_model
+    from stream_dmgin.scoring.check import check as run
+
+    report = run(load_model(model, Path(ctx.settings["data_dir"])), engine)
+    ctx.emit(report)
+    if not report["ok"]:
+        raise StreamDmginError(f"{report['model']} does not hold: {report['reason']}")
+
+
+@command.command()
+@click.argument("model")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="folder for tower.pt2 and head.pt2")
+@common_options
+def export(ctx: Context, model: str, out: Path) -> None:
+    """Write tower and head as exported programs (torch.export, dynamic shapes), for other runtimes."""
+    from stream_dmgin.models.registry import load_model
+    from stream_dmgin.scoring.check import export as run
+
+    ctx.emit(run(load_model(model, Path(ctx.settings["data_dir"])), out))
