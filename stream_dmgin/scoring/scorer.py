@@ -18,8 +18,8 @@ from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.records import CANDIDATES_MAX
 from stream_dmgin.scoring.engine import Engine
 from stream_dmgin.scoring.tower_cache import TowerCache
+from stream_dmgin.state.arrays import UserArrays
 from stream_dmgin.state.engine import StateEngine
-from stream_dmgin.state.readout import UserArrays
 
 MAX_USERS = 64
 MAX_CELLS = 8192  # at least CANDIDATES_MAX
@@ -59,7 +59,7 @@ class Scorer:
         self.towers = tower_cache if tower_cache is not None else TowerCache()
         spec = engine.spec
         self._builder = FeatureBuilder(spec, catalogue, counters, groups)
-        self._arrays = UserArrays(max_users, spec.groups, spec.events)
+        self._arrays = UserArrays.allocate(max_users, spec.groups, spec.events)
         self._inputs = Inputs.allocate(spec, max_users, max(1, MAX_CELLS // max_users))
 
     def score(self, asks: Sequence[Ask]) -> list[Answer]:

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from stream_dmgin import topics
 from stream_dmgin.errors import LogUnavailable, RecordError
-from stream_dmgin.log.base import TP, Batch, GroupReader, Writer
+from stream_dmgin.log.base import TP, Batch, GroupReader, Record, Writer
 from stream_dmgin.records import decode_request, request_identity
 from stream_dmgin.state.parse import parse_events
 from stream_dmgin.worker.answers import Answers, Asked
@@ -33,6 +34,8 @@ log_ = logging.getLogger(__name__)
 N_EVENT_TOPICS = len(topics.EVENTS)
 REQUESTS_INDEX = N_EVENT_TOPICS
 REPORT_S = 0.5
+DIVERTING_PARTITION = 0  # its owner diverts the malformed records of topics that every worker reads
+DIVERTED_ROW = b"r/diverted"  # how far it has
 
 
 @dataclass
@@ -82,6 +85,8 @@ class Loop:
         if self._waiting or self._paused:
             self._release_waiting()
         self._shared.follow()
+        if self._shared.malformed and DIVERTING_PARTITION in self._partitions.owned:
+            self._divert_shared(self._partitions.owned[DIVERTING_PARTITION])
         self._writer.poll()
         self._check_writes()
         now = time.monotonic()
@@ -111,7 +116,7 @@ class Loop:
                     self._health.metrics.events.inc(counted)
             self.totals.events += n_events
             for i, error in malformed:
-                self._divert(batch, i, error)
+                self._divert(batch.record(i), error)
                 owned = self._partitions.owned.get(int(batch.partition[i]))
                 if owned is not None:
                     t, following = int(batch.topic[i]), int(batch.offset[i]) + 1
@@ -162,7 +167,7 @@ class Loop:
     def _reject(self, batch: Batch, i: int, owned: Owned, error: RecordError) -> None:
         assert self._answers is not None
         offset = int(batch.offset[i])
-        self._divert(batch, i, error)
+        self._divert(batch.record(i), error)
         identity = request_identity(batch.value(i))
         if identity is None:
             owned.answered.done(offset)
@@ -196,8 +201,20 @@ class Loop:
 
     # Out
 
-    def _divert(self, batch: Batch, i: int, error: RecordError) -> None:
-        record = batch.record(i)
+    def _divert_shared(self, owned: Owned) -> None:
+        """Malformed items and increments: every worker meets them, at each start again; they are diverted once."""
+        row = owned.engine.get(DIVERTED_ROW)
+        diverted: dict[str, int] = msgspec.msgpack.decode(row) if row else {}
+        malformed, self._shared.malformed = self._shared.malformed, []
+        for record, error in malformed:
+            place = f"{record.topic}/{record.partition}"
+            if record.offset >= diverted.get(place, 0):
+                diverted[place] = record.offset + 1
+                self._divert(record, error)
+        self.settle()
+        self.commit_one(owned, [(DIVERTED_ROW, msgspec.msgpack.encode(diverted))])
+
+    def _divert(self, record: Record, error: RecordError) -> None:
         d = dead_letter(record, error)
         self.totals.dead_letters += 1
         self._health.metrics.dead_letters.labels(error.reason).inc()
@@ -258,13 +275,13 @@ class Loop:
         if failed is not None:
             raise LogUnavailable(f"a record could not be written to the log: {failed}")
 
-    def commit_one(self, o: Owned) -> None:
+    def commit_one(self, o: Owned, rows: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """One partition: state, offsets, answered requests and outgoing increments in one write batch."""
         if self._dead_undelivered:  # the offsets committed below say that they are taken care of
             self.settle()
         safe = o.answered.safe
         puts, deletes = self._shared.outgoing(o)
-        o.engine.commit([(REQUESTS_ROW, safe.to_bytes(8, "big")), *puts], deletes)
+        o.engine.commit([(REQUESTS_ROW, safe.to_bytes(8, "big")), *rows, *puts], deletes)
         o.saved_requests, o.dirty = safe, False
         self._shared.publish(o)
 

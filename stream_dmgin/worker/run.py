@@ -125,7 +125,6 @@ def _answers(settings: Settings, shared: Shared, groups: GroupMap, health: Healt
     def observe(name: str, seconds: float) -> None:
         stage.labels(name).observe(seconds)
 
-    shared.use_spec(engine.spec)
     scorer = Scorer(
         engine, shared.catalogue, shared.counters, groups, max_users=settings["worker.max_requests"],
         tower_cache=TowerCache(settings["worker.tower_cache_mb"] << 20), observe=observe,

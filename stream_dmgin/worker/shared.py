@@ -15,7 +15,6 @@ import logging
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from rocksdict import AccessType, Options, Rdict, WriteBatch
@@ -26,8 +25,7 @@ from stream_dmgin.counters.increments import Increments
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.errors import LogUnavailable, RecordError
 from stream_dmgin.features.catalogue import Catalogue
-from stream_dmgin.log.base import TP, Log, Reader, Writer
-from stream_dmgin.records import decode_item
+from stream_dmgin.log.base import TP, Log, Reader, Record, Writer
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.partitions import Owned
 
@@ -67,6 +65,9 @@ class Shared:
         self._reader.assign(self._starts)
         self._items_next = dict.fromkeys((p for t, p in self._starts if t == self._items_topic), 0)
         self._outboxes: dict[int, Outbox] = {}
+        self.malformed: list[
+            tuple[Record, RecordError]
+        ] = []  # of both topics; one worker sends them to the dead letters
         self.failure: BaseException | None = None  # increments that could not be written to the log
         self._looked = self._saved = time.monotonic()
         self._outcomes = {"applied": 0, "duplicate": 0, "gap": 0, "overlap": 0}
@@ -80,10 +81,6 @@ class Shared:
     def counters_offset(self) -> int:
         """Next offset of the counters topic to fold."""
         return self._shared.next_offset
-
-    def use_spec(self, spec: Any) -> None:
-        """Keep the item attributes that the model reads. Call it before `catch_up`."""
-        self.catalogue = Catalogue(spec)
 
     # Following
 
@@ -130,20 +127,14 @@ class Shared:
                         self._shared.fold(batch.value(i), offset)
                     else:
                         self._items_next[int(batch.partition[i])] = offset + 1
-                        self._take_item(batch.key(i), batch.value(i))
+                        self.catalogue.fold(batch.key(i), batch.value(i))
                 except RecordError as e:
                     log_.error("%s offset %d is malformed (%s): left out", batch.topics[batch.topic[i]], offset, e)
+                    self.malformed.append((batch.record(i), e))
             return len(batch)
         finally:
             batch.release()
             self._report()
-
-    def _take_item(self, key: bytes | None, value: bytes | None) -> None:
-        if value is None:
-            if key:
-                self.catalogue.delete(key.decode("utf-8", "replace"))
-            return
-        self.catalogue.upsert(decode_item(key, value))
 
     def _report(self) -> None:
         c = self._shared.chains
