@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from stream_dmgin.errors import RecordError
+from stream_dmgin.nesting import deeper_than
 
 TS_MIN = 946_684_800_000  # 2000-01-01
 TS_AHEAD = 86_400_000  # a ts may lie this far after the record's timestamp
@@ -21,6 +22,7 @@ VALUE_MAX = 1e12
 TYPE_BYTES = 64
 ID_BYTES = 1024  # bytes of a user, item or event id
 CANDIDATES_MAX = 1000
+NESTING_MAX = 64  # arrays and maps within each other, the record's own map included
 
 IMPRESSION, CLICK = "impression", "click"
 DEFAULT_TYPE = {"impressions": IMPRESSION, "clicks": CLICK}
@@ -176,11 +178,14 @@ def _decode(decoder: Any, value: bytes | None) -> Any:
     if not value:
         raise RecordError("empty", "the value is empty")
     try:
-        return decoder(value)
+        out = decoder(value)
     except msgspec.ValidationError as e:
         raise RecordError("schema", str(e)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as e:
         raise RecordError("decode", f"not a MessagePack map: {e}") from None
+    if deeper_than(value, NESTING_MAX):
+        raise RecordError("decode", f"nested more than {NESTING_MAX} deep")
+    return out
 
 
 def _check_id(name: str, x: str) -> None:

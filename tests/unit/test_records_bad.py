@@ -71,6 +71,8 @@ CASES = [
     Case("bin32 without an end", raw(b"\xc6\xff\xff\xff\xff"), "decode"),
     Case("ten MB of zeros", b"\0" * 10_000_000, "schema"),
     Case("ten MB of nested arrays", b"\x91" * 10_000_000, "schema"),
+    Case("nested 65 deep, unknown field", raw(b"\x91" * 64 + b"\xc0"), "decode"),
+    Case("nested 65 deep, attrs", field("attrs", b"\x81\xa1a" * 64 + b"\xc0"), "decode"),
     Case("nested 100,000 deep, unknown field", raw(DEEP_ARRAYS), "decode"),
     Case("nested 100,000 deep, attrs", field("attrs", DEEP_MAPS), "decode"),
     # missing fields
@@ -204,7 +206,9 @@ CASES = [
     Case("request_id empty", pack(request_id="")),
     Case("first moment of 2000", pack(ts=records.TS_MIN)),
     Case("24 h ahead of the record", pack(ts=T + records.TS_AHEAD)),
-    Case("nested 20 deep", raw(b"\x91" * 20 + b"\xc0")),
+    Case("nested 64 deep", raw(b"\x91" * 63 + b"\xc0")),
+    Case("nested 64 deep in attrs", field("attrs", b"\x81\xa1a" * 63 + b"\xc0")),
+    Case("bytes that could open containers, but don't", pack(x=bytes(range(0x80, 0xA0)) * 50, item_id="\u0080\u0090" * 200)),
     Case("a value of 10 MB in an unknown field", pack(x="x" * 10_000_000)),
 ]  # fmt: skip
 
@@ -239,6 +243,25 @@ def test_the_bulk_parser_on_all_of_them_in_one_batch() -> None:
             assert g == want, case.name
         else:
             assert isinstance(g, RecordError) and g.reason == case.reason, case.name
+
+
+def test_the_callers_stack_does_not_decide() -> None:
+    """A decoder that recurses gives up earlier when it is called from deep down."""
+    values = [raw(b"\x91" * k + b"\xc0") for k in (60, 63, 64, 400, 700, 950, 990)]
+
+    def decide(frames: int) -> list[str]:
+        if frames:
+            return decide(frames - 1)
+        out = []
+        for v in values:
+            try:
+                records.decode_event("clicks", b"u", v, T)
+                out.append("")
+            except RecordError as e:
+                out.append(e.reason)
+        return out
+
+    assert decide(0) == decide(400) == ["", "", *["decode"] * 5]
 
 
 REQUEST: dict[str, Any] = {"request_id": "r", "user_id": "u", "ts": T, "candidates": ["i", "j"]}
