@@ -32,27 +32,62 @@ class _Life(click.ParamType):
 
 @click.command()
 @common_options
-@click.option("--events-per-s", type=click.FloatRange(0), default=2000, show_default=True, help="events of all three topics together")
+@click.option(
+    "--events-per-s",
+    type=click.FloatRange(0),
+    default=2000,
+    show_default=True,
+    help="events of all three topics together",
+)
 @click.option("--requests-per-s", type=click.FloatRange(0), default=20, show_default=True, help="score requests")
 @click.option("--users", type=click.IntRange(1, 2_000_000), default=1000, show_default=True)
 @click.option("--items", type=click.IntRange(50, 200_000), default=2000, show_default=True, help="shops of the city")
 @click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="who the users are and what they do")
 @click.option("--city", type=click.IntRange(0), default=1, show_default=True, help="seed of the shops alone")
-@click.option("--life", type=_Life(), default=(100, 100_000), help="events of a user's history, heavy-tailed [default: 100:100000]")
+@click.option(
+    "--life",
+    type=_Life(),
+    default=(100, 100_000),
+    help="events of a user's history, heavy-tailed [default: 100:100000]",
+)
 @click.option("--seconds", type=click.FloatRange(0), default=60, show_default=True, help="how long the live part runs")
-@click.option("--candidates", type=click.IntRange(1, 1000), default=20, show_default=True, help="candidates of a request")
+@click.option(
+    "--candidates", type=click.IntRange(1, 1000), default=20, show_default=True, help="candidates of a request"
+)
 @click.option("--shown", type=click.IntRange(1, 100), default=10, show_default=True, help="of them, how many are shown")
 @click.option("--speed", type=click.FloatRange(0.001), default=1, show_default=True, help="city seconds in a second")
-@click.option("--start-ms", type=int, help="city time at which the history begins (without one: the live part) [default: so that it ends now]")
-@click.option("--history-days", type=click.IntRange(0, 3650), help="write that many days of history first [default: 180 with --to-dir, else 0]")
-@click.option("--history-in-log", is_flag=True, help="the history of an earlier run with equal settings is there: only go on from it")
-@click.option("--to-dir", type=click.Path(path_type=Path, file_okay=False), help="write the history as Parquet instead, and end")
-@click.option("--rows-days", type=click.IntRange(0), help="with --to-dir: labelled rows of the last days only [default: all]")
-@click.option("--oracle-out", type=click.Path(path_type=Path, dir_okay=False), help="true probabilities and labels of the requests, JSON lines")
-@click.option("--groups-out", type=click.Path(path_type=Path, dir_okay=False), help="the group map (each shop's concept), CSV")
+@click.option(
+    "--start-ms",
+    type=int,
+    help="city time at which the history begins (without one: the live part) [default: so that it ends now]",
+)
+@click.option(
+    "--history-days",
+    type=click.IntRange(0, 3650),
+    help="write that many days of history first [default: 180 with --to-dir, else 0]",
+)
+@click.option(
+    "--hold",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="after the history, make FILE.waiting and wait until FILE exists",
+)
+@click.option(
+    "--to-dir", type=click.Path(path_type=Path, file_okay=False), help="write the history as Parquet instead, and end"
+)
+@click.option(
+    "--rows-days", type=click.IntRange(0), help="with --to-dir: labelled rows of the last days only [default: all]"
+)
+@click.option(
+    "--oracle-out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="true probabilities and labels of the requests, JSON lines",
+)
+@click.option(
+    "--groups-out", type=click.Path(path_type=Path, dir_okay=False), help="the group map (each shop's concept), CSV"
+)
 def command(
     ctx: Context, events_per_s: float, requests_per_s: float, users: int, items: int, seed: int, city: int, life: tuple[int, int],
-    seconds: float, candidates: int, shown: int, speed: float, start_ms: int | None, history_days: int | None, history_in_log: bool,
+    seconds: float, candidates: int, shown: int, speed: float, start_ms: int | None, history_days: int | None, hold: Path | None,
     to_dir: Path | None, rows_days: int | None, oracle_out: Path | None, groups_out: Path | None,
 ) -> None:  # fmt: skip
     """A city of shops and users whose click probabilities are known.
@@ -74,9 +109,12 @@ def command(
             task = bar.add_task("events", total=None)
             counts = write_history(plan, to_dir, rows_days, lambda n: bar.advance(task, n))
         took = time.monotonic() - begun
-        ctx.emit({"dir": str(to_dir), **counts, "seconds": round(took, 2), "events_per_s": round(counts["events"] / took)})
+        ctx.emit(
+            {"dir": str(to_dir), **counts, "seconds": round(took, 2), "events_per_s": round(counts["events"] / took)}
+        )
         return
-    from stream_dmgin.simulator.live import Pace, simulate
+    from stream_dmgin.simulator.live import simulate
+    from stream_dmgin.simulator.traffic import Pace
 
     pace = Pace(events_per_s, requests_per_s, seconds, candidates, speed)
     days = history_days or 0
@@ -86,4 +124,4 @@ def command(
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())  # what was made is still flushed
     with ctx.open_log() as log:
-        ctx.emit(simulate(log, ctx.settings, plan, pace, history_in_log, oracle_out, groups_out, ctx.say, stop.is_set))
+        ctx.emit(simulate(log, ctx.settings, plan, pace, hold, oracle_out, groups_out, ctx.say, stop.is_set))

@@ -14,10 +14,20 @@ from numba import njit
 from numpy.typing import NDArray
 
 from stream_dmgin.simulator.city import CityArrays
+from stream_dmgin.simulator.columns import each, joined
 from stream_dmgin.simulator.users import Memory, UserArrays
 
 IMPRESSION, CLICK, DWELL, CART, FAVOURITE, ORDER, SHARE, NEGATIVE = range(8)
-KINDS = ("impression", "click", "dwell", "cart", "favourite", "order", "share", "negative")  # bit i of an outcome: KINDS[i] happened
+KINDS = (
+    "impression",
+    "click",
+    "dwell",
+    "cart",
+    "favourite",
+    "order",
+    "share",
+    "negative",
+)  # bit i of an outcome: KINDS[i] happened
 CANDIDATES_MAX = 1000
 SEEN_DAYS, BOUGHT_DAYS, CLICKED_DAYS, VISIT_DAYS, ITEM_SEEN_DAYS = 0.25, 0.4, 60.0, 75.0, 1.0
 EVENTS_PER_SHOWN = 8  # an impression can have at most this many events
@@ -60,7 +70,9 @@ def _mix(x):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, inline="always")
 def _seed(a, b, c):  # type: ignore[no-untyped-def]
-    return _mix(_mix(_mix(np.uint64(a) + _STEP) ^ (np.uint64(b) * _STEP)) + np.uint64(c) * np.uint64(0xD1B54A32D192ED03))
+    return _mix(
+        _mix(_mix(np.uint64(a) + _STEP) ^ (np.uint64(b) * _STEP)) + np.uint64(c) * np.uint64(0xD1B54A32D192ED03)
+    )
 
 
 @njit(cache=True, inline="always")
@@ -117,7 +129,9 @@ def _candidate(u, day, x, y, plan, s, city, memory):  # type: ignore[no-untyped-
     if r < plan[0]:
         return min(shops - 1, np.searchsorted(city.popular, _uniform(s)))
     if r < plan[1]:
-        d = min(4, max(0, int(x / 4 + 0.8 * (_uniform(s) - 0.5)))) + 5 * min(4, max(0, int(y / 4 + 0.8 * (_uniform(s) - 0.5))))
+        d = min(4, max(0, int(x / 4 + 0.8 * (_uniform(s) - 0.5)))) + 5 * min(
+            4, max(0, int(y / 4 + 0.8 * (_uniform(s) - 0.5)))
+        )
         a, b = city.district_start[d], city.district_start[d + 1]
         return city.district_items[a + int(_uniform(s) * (b - a))] if b > a else int(_uniform(s) * shops)
     if r < plan[2]:  # of some concepts the one clicked most, of two of its shops the nearer
@@ -162,7 +176,11 @@ def _logit(u, i, day, hour, weekend, x, y, city, users, memory):  # type: ignore
         own = memory.item_visits[u, w] * 0.5 ** (gone / VISIT_DAYS)
     c = city.chain[i]
     w = _slot(memory.chain, u, c)
-    kin = memory.chain_visits[u, w] * 0.5 ** ((day - memory.chain_t[u, w]) / VISIT_DAYS) if memory.chain[u, w] == c else 0.0
+    kin = (
+        memory.chain_visits[u, w] * 0.5 ** ((day - memory.chain_t[u, w]) / VISIT_DAYS)
+        if memory.chain[u, w] == c
+        else 0.0
+    )
     return z + users.loyal[u] * (0.8 * (1 - math.exp(-own / 1.5)) + 0.6 * (1 - math.exp(-kin / 2)))
 
 
@@ -192,7 +210,9 @@ def _remember(u, i, day, click, order, city, memory):  # type: ignore[no-untyped
         w = _slot(memory.chain, u, c)
         if memory.chain[u, w] != c:
             memory.chain[u, w], memory.chain_visits[u, w], memory.chain_t[u, w] = c, 0, day
-        memory.chain_visits[u, w] = memory.chain_visits[u, w] * 0.5 ** ((day - memory.chain_t[u, w]) / VISIT_DAYS) + visit
+        memory.chain_visits[u, w] = (
+            memory.chain_visits[u, w] * 0.5 ** ((day - memory.chain_t[u, w]) / VISIT_DAYS) + visit
+        )
         memory.chain_t[u, w] = day
 
 
@@ -328,20 +348,24 @@ def new_views(count: int, candidates: int) -> Views:
     )  # fmt: skip
 
 
-def play(seed: int, base: float, shown: int, views: Views, city: CityArrays, users: UserArrays, memory: Memory) -> Events:
+def _room(n: int) -> Events:
+    return Events(
+        np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.uint8), np.empty(n, np.int64), np.empty(n, np.int64),
+        np.empty(n), np.empty(n, np.int16),
+    )  # fmt: skip
+
+
+def play(
+    seed: int, base: float, shown: int, views: Views, city: CityArrays, users: UserArrays, memory: Memory
+) -> Events:
     """Plays the views (user and ts are given, the rest is filled in) and returns their events."""
     parts = []
     step = 4096
     room = EVENTS_PER_SHOWN * shown * min(step, max(1, len(views.user)))
     for a in range(0, len(views.user), step):
-        part = Views(*(c[a : a + step] for c in views))
-        out = Events(
-            np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.uint8), np.empty(room, np.int64),
-            np.empty(room, np.int64), np.empty(room), np.empty(room, np.int16),
-        )  # fmt: skip
+        part = each(views, lambda c, a=a: c[a : a + step])  # type: ignore[misc]
+        out = _room(room)
         n = run(np.uint64(seed), base, shown, users.first, part, city, users, memory, out)
-        cut = Events(*(c[:n].copy() for c in out))
+        cut = each(out, lambda c, n=n: c[:n].copy())  # type: ignore[misc]
         parts.append(cut._replace(page=cut.page + np.int32(a)))
-    if not parts:
-        return Events(*(np.empty(0, t) for t in (np.int32, np.int32, np.uint8, np.int64, np.int64, np.float64, np.int16)))
-    return Events(*(np.concatenate(c) for c in zip(*parts, strict=True)))
+    return joined(parts) if parts else _room(0)

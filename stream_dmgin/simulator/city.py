@@ -119,7 +119,9 @@ def build_city(shops: int = 2000, seed: int = 1) -> City:
     chains = int(np.searchsorted(np.cumsum(sizes), shops)) + 1
     chain = np.repeat(np.arange(chains), sizes[:chains])[:shops].astype(np.int32)
     weight = 1 / (1 + np.arange(concepts)) ** 0.4
-    chain_concept = np.concatenate([r.permutation(concepts), r.choice(concepts, chains, p=weight / weight.sum())])[:chains]
+    chain_concept = np.concatenate([r.permutation(concepts), r.choice(concepts, chains, p=weight / weight.sum())])[
+        :chains
+    ]
     concept = chain_concept[chain].astype(np.int32)
 
     density = r.dirichlet(np.full(SIDE * SIDE, 3.0))
@@ -131,10 +133,14 @@ def build_city(shops: int = 2000, seed: int = 1) -> City:
     quality = r.normal(0, 0.25, chains)[chain] + r.normal(0, 0.2, shops)
     rating = np.clip(3.8 + 1.2 * quality + r.normal(0, 0.3, shops), 1, 5)
     trend = np.stack([np.abs(r.normal(0, 0.25, shops)), r.uniform(5, 40, shops), r.random(shops)], 1)
-    opened = np.where(r.random(shops) < 0.85, 10_000.0, 20_300 + r.random(shops) * 500)  # some open while the city is watched
+    # some open while the city is watched
+    opened = np.where(r.random(shops) < 0.85, 14_600.0, 20_300 + r.random(shops) * 500)
     heat = r.permutation(shops).astype(float)
     popularity = np.exp(0.8 * quality) / (30 + heat)
-    vec = lambda n: r.normal(0, 1, (n, EMBEDDING))  # noqa: E731
+
+    def vec(n: int) -> NDArray[np.float64]:
+        return r.normal(0, 1, (n, EMBEDDING))
+
     e = 0.7 * vec(len(tops))[top[concept]] + 0.8 * vec(len(leaves))[leaf[concept]] + 1.0 * vec(concepts)[concept]
     e += 0.25 * vec(chains)[chain] + 0.15 * vec(shops)
     arrays = CityArrays(
@@ -167,7 +173,7 @@ def _rhythm(kind: NDArray[np.int64], r: np.random.Generator) -> NDArray[np.float
 
     def bump(at: float, width: float) -> NDArray[np.float64]:
         d = np.minimum(np.abs(h - at), 24 - np.abs(h - at))
-        return np.exp(-0.5 * (d / width) ** 2)
+        return np.asarray(np.exp(-0.5 * (d / width) ** 2))
 
     week = {
         "meal": bump(12.3, 1.2) + bump(19, 1.4), "morning": 1.3 * bump(8, 1.5), "afternoon": 1.2 * bump(15.5, 2),

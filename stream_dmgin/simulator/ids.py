@@ -13,12 +13,14 @@ def tag(plan: Plan) -> str:
     return f"{plan.seed}.{np.base_repr(plan.start_ms, 36).lower()}."
 
 
-def request_numbers(user: NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.int64]:
+def request_numbers(user: NDArray[np.integer], number: NDArray[np.int64]) -> NDArray[np.int64]:
     """One number for each (user, view)."""
     return (user.astype(np.int64) << 24) | number
 
 
-def event_numbers(request: NDArray[np.int64], position: NDArray[np.int16], kind: NDArray[np.uint8]) -> NDArray[np.int64]:
+def event_numbers(
+    request: NDArray[np.int64], position: NDArray[np.int16], kind: NDArray[np.uint8]
+) -> NDArray[np.int64]:
     """One number for each event; kind 0 gives that of the impression."""
     return (((request << 10) | position.astype(np.int64)) << 3) | kind
 

@@ -16,6 +16,7 @@ from stream_dmgin.log.base import Log, TopicInfo, Writer
 from stream_dmgin.records import Event, Request, encode
 from stream_dmgin.settings import Settings
 from stream_dmgin.simulator import behaviour as b
+from stream_dmgin.simulator.columns import taken
 from stream_dmgin.simulator.ids import event_numbers, lag, request_numbers, tag
 from stream_dmgin.simulator.parquet import write_groups
 from stream_dmgin.simulator.traffic import TICK_S, Due, Pace, Tick, traffic
@@ -30,13 +31,17 @@ def simulate(
     settings: Settings,
     plan: Plan,
     pace: Pace,
-    history_in_log: bool = False,
+    hold: Path | None = None,
     oracle_out: Path | None = None,
     groups_out: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Write the simulation to the log; returns counts and rates. Blocks for about `pace.seconds`; raises LogUnavailable."""
+    """Write the simulation to the log; returns counts and rates. Blocks for about `pace.seconds`; raises LogUnavailable.
+
+    `hold`: between history and live part, create `hold`.waiting and wait until `hold` exists. `oracle_out`: JSON lines of
+    the requests' truth.
+    """
     ensure_topics(log, settings)
     world = build_world(plan)
     if groups_out:
@@ -48,17 +53,32 @@ def simulate(
         out.items(world)
         written = 0
         for users, views, events in history(world, keep=True):
-            if plan.days and not history_in_log:
+            if plan.days:
                 user = (users.first + views.user[events.page]).astype(np.int64)
                 request = request_numbers(user, views.number[events.page])
                 number = event_numbers(request, events.position, events.kind)
                 seen = events.ts + lag(number)
                 order = np.argsort(seen, kind="stable")
-                due = Due(seen, user, request, number, events.item, events.kind, events.ts, events.dwell, events.value, events.position)
-                out.events(Due(*(c[order] for c in due)), dated=True)
+                due = Due(
+                    seen,
+                    user,
+                    request,
+                    number,
+                    events.item,
+                    events.kind,
+                    events.ts,
+                    events.dwell,
+                    events.value,
+                    events.position,
+                )
+                out.events(taken(due, order), dated=True)
                 written += len(order)
                 say(f"history: {written:,} events written")
         writer.flush()
+        if hold:
+            hold.with_name(hold.name + ".waiting").touch()
+            while not hold.exists() and not stopped():
+                time.sleep(0.02)
         oracle = stack.enter_context(oracle_out.open("w", encoding="utf-8")) if oracle_out else None
         result = _live(world, pace, out, oracle, stopped)
         writer.flush()
@@ -147,7 +167,9 @@ class Output:
             if oracle:
                 truth = {"request_id": request_id, "ts": a.ts, "items": candidates, "p": a.p, "labels": a.labels}
                 oracle.write(json.dumps(truth) + "\n")
-            self.writer.append(self._requests_topic, user_id.encode(), encode(Request(request_id, user_id, a.ts, candidates, context)))
+            self.writer.append(
+                self._requests_topic, user_id.encode(), encode(Request(request_id, user_id, a.ts, candidates, context))
+            )
             self.requests_written += 1
         if oracle and tick.requests:
             oracle.flush()

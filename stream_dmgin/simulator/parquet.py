@@ -28,7 +28,9 @@ HEADS = ("order", "cart", "favourite", "share", "negative")
 _TOPIC = np.array([0, 1, 2, 2, 2, 2, 2, 2])  # of each kind
 
 
-def write_history(plan: Plan, out: Path, rows_days: int | None = None, done: Callable[[int], None] = lambda n: None) -> dict[str, Any]:
+def write_history(
+    plan: Plan, out: Path, rows_days: int | None = None, done: Callable[[int], None] = lambda n: None
+) -> dict[str, Any]:
     """Write the directory; returns counts. `rows_days`: labelled rows of the last days only (None: of all). `done` is called
     with the number of events after each block of users. Memory: about 300 bytes an event at the peak."""
     world = build_world(plan)
@@ -49,7 +51,12 @@ def write_history(plan: Plan, out: Path, rows_days: int | None = None, done: Cal
     pq.write_table(oracle, out / "oracle.parquet", compression="zstd")
     write_groups(world.city, out / "groups.csv")
     clicked = labelled["label"].to_numpy()
-    return {**meta.counts, "ctr": float(clicked.mean()) if len(clicked) else None, "days": plan.days, "start_ms": plan.start_ms}
+    return {
+        **meta.counts,
+        "ctr": float(clicked.mean()) if len(clicked) else None,
+        "days": plan.days,
+        "start_ms": plan.start_ms,
+    }
 
 
 def items_table(city: City) -> pa.Table:
@@ -93,7 +100,9 @@ def _rows(plan: Plan, world: World, users: UserArrays, views: b.Views, rows_days
     clicked = (outcome >> b.CLICK) & 1
     lat, lon = world.city.latlon(views.x, views.y)
     t = tag(plan)
-    heads = {f"label_{h}": pa.array(((outcome >> b.KINDS.index(h)) & 1).astype(np.int8), mask=clicked == 0) for h in HEADS}
+    heads = {
+        f"label_{h}": pa.array(((outcome >> b.KINDS.index(h)) & 1).astype(np.int8), mask=clicked == 0) for h in HEADS
+    }
     impression = event_numbers(requests[page], slot.astype(np.int16), np.zeros(len(page), np.uint8))
     return pa.table({
         "request_id": form.strings(requests, "q" + t).take(pa.array(page)),

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_dmgin.simulator import behaviour as b
+from stream_dmgin.simulator.columns import joined, taken
 from stream_dmgin.simulator.ids import event_numbers, request_numbers
 from stream_dmgin.simulator.world import DAY_MS, EVENTS_PER_IMPRESSION, World
 
@@ -97,8 +98,10 @@ def traffic(world: World, pace: Pace) -> Iterator[Tick]:
             for asking, part in ((True, np.arange(asks)), (False, np.arange(asks, n))):
                 for k in np.unique(block[part]):
                     mine = part[block[part] == k]
-                    found, events = _play(world, int(k), users[mine], ts[mine], pace.candidates if asking else plan.shown)
-                    pending = Due(*(np.concatenate(c) for c in zip(pending, _due(world, int(k), found, events, t, pace), strict=True)))
+                    found, events = _play(
+                        world, int(k), users[mine], ts[mine], pace.candidates if asking else plan.shown
+                    )
+                    pending = joined([pending, _due(world, int(k), found, events, t, pace)])
                     made += len(events.page)
                     if asking:
                         requests += _asked(world, int(k), found)
@@ -106,13 +109,15 @@ def traffic(world: World, pace: Pace) -> Iterator[Tick]:
             per_view = made / views_made if views_made > 200 else per_view
         last = t == ticks - 1
         ready = pending.tick <= (ticks + 10**9 if last else t)
-        out = Due(*(c[ready] for c in pending))
-        pending = Due(*(c[~ready] for c in pending))
-        order = np.argsort(out.tick, kind="stable")
-        yield Tick(t, city_ms, requests, Due(*(c[order] for c in out)))
+        due, later = np.flatnonzero(ready), np.flatnonzero(~ready)
+        due = due[np.argsort(pending.tick[due], kind="stable")]
+        yield Tick(t, city_ms, requests, taken(pending, due))
+        pending = taken(pending, later)
 
 
-def _play(world: World, k: int, users: NDArray[np.int64], ts: NDArray[np.int64], candidates: int) -> tuple[b.Views, b.Events]:
+def _play(
+    world: World, k: int, users: NDArray[np.int64], ts: NDArray[np.int64], candidates: int
+) -> tuple[b.Views, b.Events]:
     block, plan = world.blocks[k], world.plan
     views = b.new_views(len(users), candidates)._replace(user=(users - block.users.first).astype(np.int32), ts=ts)
     return views, b.play(plan.seed, world.base, plan.shown, views, world.city.arrays, block.users, block.memory)
@@ -123,7 +128,18 @@ def _due(world: World, k: int, views: b.Views, e: b.Events, tick: int, pace: Pac
     request = request_numbers(user, views.number[e.page])
     later = IMPRESSION_LAG_S + (e.ts - views.ts[e.page]) / 1000 / pace.speed
     at = tick + np.ceil(later / TICK_S).astype(np.int64)
-    return Due(at, user, request, event_numbers(request, e.position, e.kind), e.item, e.kind, e.ts, e.dwell, e.value, e.position)
+    return Due(
+        at,
+        user,
+        request,
+        event_numbers(request, e.position, e.kind),
+        e.item,
+        e.kind,
+        e.ts,
+        e.dwell,
+        e.value,
+        e.position,
+    )
 
 
 def _asked(world: World, k: int, views: b.Views) -> list[Asked]:
@@ -135,10 +151,11 @@ def _asked(world: World, k: int, views: b.Views) -> list[Asked]:
         if not len(there):
             continue
         user = first + int(views.user[v])
+        number = int(request_numbers(views.user[v : v + 1] + np.int64(first), views.number[v : v + 1])[0])
         labels = (views.outcome[v, there[there < shown]] >> b.CLICK) & 1
         out.append(
             Asked(
-                user, int(request_numbers(np.int64(user), views.number[v])), int(views.ts[v]), int(views.surface[v]), float(lat[v]),
+                user, number, int(views.ts[v]), int(views.surface[v]), float(lat[v]),
                 float(lon[v]), views.item[v, there].tolist(), np.round(views.p[v, there].astype(float), 6).tolist(), labels.tolist(),
             )
         )  # fmt: skip

@@ -5,7 +5,7 @@ Users are made in blocks, each from its own seed, so user 70,001 is the same per
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +69,8 @@ def build_users(city: City, block: int, count: int, seed: int, life: tuple[int, 
     leaves = len(city.leaf_names)
     base = 0.45 * r.normal(0, 1, (n, tops))[:, city.top] + 0.4 * r.normal(0, 1, (n, leaves))[:, city.leaf] - 0.65
     low = base + 0.25 * r.normal(0, 1, (n, k))
-    reach = np.random.default_rng([int(city.arrays.seed), 5]).uniform(0.05, 0.25, k)  # concepts differ in how many like them
+    # concepts differ in how many people like them
+    reach = np.random.default_rng([int(city.arrays.seed), 5]).uniform(0.05, 0.25, k)
     liked = r.random((n, k)) < reach * (1 + 1.2 * np.clip(base + 0.65, -0.7, 1.5))
     high = np.where(liked, low + r.uniform(1.4, 3.2, (n, k)), low)
     kind = r.random((n, k))
@@ -84,7 +85,10 @@ def build_users(city: City, block: int, count: int, seed: int, life: tuple[int, 
         lives(number, *life), joined.astype(f), low.astype(f), high.astype(f), motion.astype(np.uint8), period.astype(f),
         r.random((n, k)).astype(f),
     )  # fmt: skip
-    return UserArrays(users.first, *(np.ascontiguousarray(a[:count]) for a in users[1:]))
+    changed: dict[str, Any] = {
+        name: np.ascontiguousarray(getattr(users, name)[:count]) for name in UserArrays._fields[1:]
+    }
+    return users._replace(**changed)
 
 
 def lives(number: NDArray[np.int64], low: int, high: int) -> NDArray[np.int64]:

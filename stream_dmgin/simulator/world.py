@@ -95,5 +95,7 @@ def view_times(p: Plan, users: UserArrays) -> tuple[NDArray[np.int32], NDArray[n
         return np.empty(0, np.int32), np.empty(0, np.int64)
     counts = np.maximum(1, np.round(users.life / (p.shown * EVENTS_PER_IMPRESSION))).astype(np.int64)
     user, ts = np.empty(int(counts.sum()), np.int32), np.empty(int(counts.sum()), np.int64)
-    b.schedule(np.uint64(p.seed), users.first, users.life, users.joined, 0.0, p.start_ms, p.days, HOURS, counts, user, ts)
+    b.schedule(
+        np.uint64(p.seed), users.first, users.life, users.joined, 0.0, p.start_ms, p.days, HOURS, counts, user, ts
+    )
     return user, ts
