@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_dmgin.errors import InputError, RecordError
+from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.native import i32, kernel, u64
 from stream_dmgin.records import Item, decode_item, encode
 from stream_dmgin.state.hash import item_hash
@@ -69,10 +70,10 @@ def _owners(k: Any, hashes: Any, category: Any, advertiser: Any) -> None:
 
 
 class Catalogue:
-    """Items by id. `numbers`: numeric attributes kept as columns, in this order; `require` adds more."""
+    """Items by id. `numbers` are the numeric attributes kept as columns: those of `spec`, and what `require` adds."""
 
-    def __init__(self, numbers: Sequence[str] = ()) -> None:
-        self.numbers: tuple[str, ...] = tuple(dict.fromkeys(numbers))
+    def __init__(self, spec: InputSpec | None = None) -> None:
+        self.numbers: tuple[str, ...] = tuple(dict.fromkeys(spec.item_numbers)) if spec else ()
         self.addresses: NDArray[np.int64] = np.zeros(10, np.int64)
         self._raw: dict[str, bytes] = {}
         self._used = 0
@@ -181,7 +182,7 @@ class Catalogue:
         return category, advertiser
 
     @classmethod
-    def from_parquet(cls, path: str | Path, numbers: Sequence[str] = ()) -> Catalogue:
+    def from_parquet(cls, path: str | Path, spec: InputSpec | None = None) -> Catalogue:
         """Read items.parquet: columns named as the fields of records.Item (item_id needed), `attrs` as JSON. InputError."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -194,7 +195,7 @@ class Catalogue:
             table = pq.read_table(path, columns=[n for n in wanted if n in have])
         except (OSError, pa.ArrowException) as e:
             raise InputError(f"{path} can't be read as Parquet: {e}") from None
-        out = cls(numbers)
+        out = cls(spec)
         for i, row in enumerate(table.to_pylist()):
             try:
                 attrs = row.get("attrs")

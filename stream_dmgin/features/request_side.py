@@ -1,0 +1,413 @@
+"""Kernel of the request side: candidates, counters, pairs of user and candidate, user features, at the request's time.
+
+Per user about 3 us and 0.15 us a candidate while the counters' cached rates hold; nothing is allocated, every position of
+the user's rows is written. "Now" is the request's ts: nothing here looks at a clock.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from stream_dmgin.counters.layout import C_PRIOR, FEATURES, N_KINDS, N_PRIORS, N_RATE_KINDS, N_RATES
+from stream_dmgin.counters.read import first_seen, mixed, refresh, row_features, row_of, smoothed_logit
+from stream_dmgin.features.bound import (
+    D_B,
+    D_C,
+    D_D,
+    D_G,
+    D_UB,
+    D_UG,
+    D_UM,
+    D_US,
+    I_C_DENSE,
+    I_C_GROUP,
+    I_C_ID,
+    I_C_ITEM,
+    I_C_MASK,
+    I_G_AGE,
+    I_G_SIZE,
+    I_U_DENSE,
+    I_X_CAT,
+    U_EVENTS,
+    U_GROUPS,
+    U_GROUPS_TOTAL,
+    U_IMPRESSIONS,
+    UG_COUNTS,
+    UG_DWELL_SUM,
+    UG_KEY,
+    UG_LAST,
+    UM_ITEM,
+    UM_LEN,
+    UM_TS,
+    US_CLS,
+    US_DWELL,
+    US_ITEM,
+    US_LEN,
+    US_TS,
+    W_CATALOGUE,
+    W_COLUMNS,
+    W_COUNTERS,
+    W_LOGS,
+    W_MAP_KEYS,
+    W_MAP_SIZE,
+    W_MAP_VALUES,
+    W_N_COLUMNS,
+    W_SCRATCH,
+)  # fmt: skip
+from stream_dmgin.features.catalogue import (
+    K_ADVERTISER,
+    K_CAPACITY,
+    K_CATEGORY,
+    K_COLUMNS,
+    K_FLAGS,
+    K_NUMBERS,
+    K_PLACE,
+    KNOWN,
+    PLACED,
+    find_item,
+)
+from stream_dmgin.features.scales import (
+    ABSENT_HOURS,
+    ABSENT_MINUTES,
+    DAY_MS,
+    EARTH_KM,
+    HOUR_MS,
+    LOGS,
+    MINUTE_MS,
+    log2_minutes,
+    log_count,
+    log_hours,
+    log_minutes,
+    short_id,
+)  # fmt: skip
+from stream_dmgin.features.spec import COUNTER_FEATURES, N_CLS, PAIR_FEATURES, USER_FEATURES
+from stream_dmgin.features.user_side import CLICK, IMPRESSION, put_item
+from stream_dmgin.groups.map import find_group
+from stream_dmgin.native import f32, f64, i32, i64, kernel, u8, u64
+
+N_COUNTER, N_PAIR, N_USER = len(COUNTER_FEATURES), len(PAIR_FEATURES), len(USER_FEATURES)
+_UG, _UI, _UC, _UA, _PLACE = (
+    PAIR_FEATURES.index(n) for n in ("ug_log1p_impressions", "ui_clicks", "uc_clicks", "ua_clicks", "log1p_price")
+)
+_N_UG = _UI - _UG
+_SEVEN_DAYS = N_RATES - 2  # among the rates by horizon: the longest half-life, before "life"
+# Evidence at the prior rate: user at the global rate, ring at the user's, group at the user's, category at the ring's
+USER_WEIGHT, RING_WEIGHT, GROUP_WEIGHT, PAIR_WEIGHT = 20.0, 10.0, 5.0, 5.0
+TWO_PI = 2.0 * math.pi
+_TOP = np.uint64(1 << 63)
+
+# A user's rings by item, category and advertiser: an open-addressing table over at most 3 x 128 entries
+MAX_RING = 64
+N_ENTRIES = N_KINDS * 2 * MAX_RING
+N_PLACES = 1024
+(R_CLICKS, R_IMPRESSIONS, R_RECENT, R_LAST_EVENT, R_LAST_IMPRESSION) = range(5)
+# A user's groups by key, and the features of those already worked out for this request
+N_GROUP_PLACES = 256
+MAX_GROUPS = 128
+NUMBERS, PLACE = 4, 4  # columns of a request: ts, surface bucket, first candidate, end; x, y, z, known
+
+# Scratch memory, in bytes: places (i32), keys (u64), values (i64), group places (i32), group features (f32), done (u8)
+_S_KEYS = 4 * N_PLACES
+_S_VALUES = _S_KEYS + 8 * N_ENTRIES
+_S_GROUP = _S_VALUES + 8 * 5 * N_ENTRIES
+_S_UG = _S_GROUP + 4 * N_GROUP_PLACES
+_S_DONE = _S_UG + 4 * _N_UG * MAX_GROUPS
+SCRATCH = _S_DONE + MAX_GROUPS
+
+
+@kernel
+def _entry(scratch: Any, kind: Any, h: Any, used: Any) -> Any:
+    """Number of the ring entry (kind, h), a new and empty one (`used`) where there was none."""
+    places, keys = i32(scratch, (N_PLACES,)), u64(scratch + _S_KEYS, (N_ENTRIES,))
+    key = mixed(kind, h)
+    at = np.int64(key & np.uint64(N_PLACES - 1))
+    while places[at] != 0:
+        if keys[places[at] - 1] == key:
+            return np.int64(places[at] - 1)
+        at = (at + 1) & (N_PLACES - 1)
+    places[at] = used + 1
+    keys[used] = key
+    values = i64(scratch + _S_VALUES, (N_ENTRIES, 5))
+    values[used, R_CLICKS], values[used, R_IMPRESSIONS], values[used, R_RECENT] = 0, 0, 0
+    values[used, R_LAST_EVENT], values[used, R_LAST_IMPRESSION] = -1, -1
+    return np.int64(used)
+
+
+@kernel
+def _find_entry(scratch: Any, kind: Any, h: Any) -> Any:
+    """Number of the ring entry (kind, h), -1 where there is none or the hash is 0."""
+    if h == 0:
+        return np.int64(-1)
+    places, keys = i32(scratch, (N_PLACES,)), u64(scratch + _S_KEYS, (N_ENTRIES,))
+    key = mixed(kind, h)
+    at = np.int64(key & np.uint64(N_PLACES - 1))
+    while places[at] != 0:
+        if keys[places[at] - 1] == key:
+            return np.int64(places[at] - 1)
+        at = (at + 1) & (N_PLACES - 1)
+    return np.int64(-1)
+
+
+@kernel
+def _index_rings(where: Any, r: Any, scratch: Any) -> Any:
+    """Build the table of the rings of user row r. Returns (clicks since the oldest impression of a full ring, impressions)."""
+    UB, US, UM = where[D_UB], where[D_US], where[D_UM]
+    k = i64(where[W_CATALOGUE], (10,))
+    category, advertiser = u64(k[K_CATEGORY], (k[K_CAPACITY],)), u64(k[K_ADVERTISER], (k[K_CAPACITY],))
+    s_len, m_len = min(MAX_RING, i32(where[US_LEN], (UB,))[r]), min(MAX_RING, i32(where[UM_LEN], (UB,))[r])
+    s_item, s_cls, s_ts = u64(where[US_ITEM], (UB, US)), u8(where[US_CLS], (UB, US)), i64(where[US_TS], (UB, US))
+    m_item, m_ts = u64(where[UM_ITEM], (UB, UM)), i64(where[UM_TS], (UB, UM))
+    values = i64(scratch + _S_VALUES, (N_ENTRIES, 5))
+    i32(scratch, (N_PLACES,))[:] = 0
+    since = m_ts[r, m_len - 1] if m_len == MAX_RING else 0
+    used, recent = 0, 0
+    for e in range(s_len + m_len):
+        clicked = e < s_len
+        i = e if clicked else e - s_len
+        h = s_item[r, i] if clicked else m_item[r, i]
+        ts = s_ts[r, i] if clicked else m_ts[r, i]
+        is_click = clicked and s_cls[r, i] == CLICK
+        if is_click and ts >= since:
+            recent += 1
+        row = find_item(k, h)
+        for kind in range(N_KINDS):
+            name = h
+            if kind > 0:
+                name = np.uint64(0)
+                if row >= 0:
+                    name = category[row] if kind == 1 else advertiser[row]
+            if name == 0:
+                continue
+            n = _entry(scratch, kind, name, used)
+            used = max(used, n + 1)
+            if clicked:
+                values[n, R_LAST_EVENT] = max(values[n, R_LAST_EVENT], ts)
+                values[n, R_CLICKS] += is_click
+                values[n, R_RECENT] += is_click and ts >= since
+            else:
+                values[n, R_LAST_IMPRESSION] = max(values[n, R_LAST_IMPRESSION], ts)
+                values[n, R_IMPRESSIONS] += 1
+    return recent, m_len
+
+
+@kernel
+def _group_place(key: Any) -> Any:
+    return np.int64((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(56))
+
+
+@kernel
+def _index_groups(where: Any, r: Any, n: Any, scratch: Any) -> None:
+    places, done = i32(scratch + _S_GROUP, (N_GROUP_PLACES,)), u8(scratch + _S_DONE, (MAX_GROUPS,))
+    keys = u64(where[UG_KEY], (where[D_UB], where[D_UG]))
+    places[:] = 0
+    done[:] = 0
+    for g in range(n):
+        at = _group_place(keys[r, g])
+        while places[at] != 0:
+            at = (at + 1) & (N_GROUP_PLACES - 1)
+        places[at] = g + 1
+
+
+@kernel
+def _find_user_group(where: Any, r: Any, key: Any, scratch: Any) -> Any:
+    places = i32(scratch + _S_GROUP, (N_GROUP_PLACES,))
+    keys = u64(where[UG_KEY], (where[D_UB], where[D_UG]))
+    at = _group_place(key)
+    while places[at] != 0:
+        if keys[r, places[at] - 1] == key:
+            return np.int64(places[at] - 1)
+        at = (at + 1) & (N_GROUP_PLACES - 1)
+    return np.int64(-1)
+
+
+@kernel
+def _logit(p: Any) -> Any:
+    return math.log(p / (1.0 - p))
+
+
+@kernel
+def _put_group(where: Any, r: Any, g: Any, now: Any, user_rate: Any, user_logit: Any, out: Any) -> None:
+    """The user x group features into out[0.._N_UG-1]."""
+    UB, UG = where[D_UB], where[D_UG]
+    logs = f32(where[W_LOGS], (LOGS,))
+    counts = i64(where[UG_COUNTS], (UB, UG, N_CLS))[r, g]
+    clicks, impressions, events = counts[CLICK], counts[IMPRESSION], 0
+    for c in range(N_CLS):
+        events += counts[c]
+    events -= impressions
+    dwell = i64(where[UG_DWELL_SUM], (UB, UG))[r, g]
+    out[0] = log_count(logs, impressions)
+    out[1] = log_count(logs, clicks)
+    out[2] = smoothed_logit(float(clicks), float(impressions), user_rate, GROUP_WEIGHT) - user_logit
+    out[3] = log_count(logs, events - clicks)
+    out[4] = log_hours(now - i64(where[UG_LAST], (UB, UG))[r, g])
+    out[5] = math.log1p(dwell / 1000.0 / max(1, events)) if dwell > 0 else 0.0
+
+
+@kernel
+def _put_pairs(scratch: Any, kind: Any, h: Any, now: Any, rate: Any, logit: Any, out: Any) -> None:
+    """User x item (kind 0: clicks, impressions, two ages), or user x category and advertiser (clicks, impressions, rate)."""
+    n = _find_entry(scratch, kind, h)
+    if n < 0:
+        out[0], out[1] = 0, 0
+        out[2] = ABSENT_HOURS if kind == 0 else 0.0
+        if kind == 0:
+            out[3] = ABSENT_HOURS
+        return
+    v = i64(scratch + _S_VALUES, (N_ENTRIES, 5))[n]
+    out[0], out[1] = v[R_CLICKS], v[R_IMPRESSIONS]
+    if kind == 0:
+        out[2] = log_hours(now - v[R_LAST_EVENT]) if v[R_LAST_EVENT] >= 0 else ABSENT_HOURS
+        out[3] = log_hours(now - v[R_LAST_IMPRESSION]) if v[R_LAST_IMPRESSION] >= 0 else ABSENT_HOURS
+    else:
+        out[2] = smoothed_logit(float(v[R_RECENT]), float(v[R_IMPRESSIONS]), rate, PAIR_WEIGHT) - logit
+
+
+@kernel
+def _put_user(where: Any, r: Any, now: Any, global_logit: Any, user_logit: Any, ring_logit: Any, out: Any) -> None:
+    UB, US, UM = where[D_UB], where[D_US], where[D_UM]
+    logs = f32(where[W_LOGS], (LOGS,))
+    events, impressions, groups, s_len, m_len = 0, 0, 0, 0, 0
+    if r >= 0:
+        events, impressions = i64(where[U_EVENTS], (UB,))[r], i64(where[U_IMPRESSIONS], (UB,))[r]
+        groups = i32(where[U_GROUPS_TOTAL], (UB,))[r]
+        s_len, m_len = min(MAX_RING, i32(where[US_LEN], (UB,))[r]), min(MAX_RING, i32(where[UM_LEN], (UB,))[r])
+    s_ts, s_cls, m_ts = i64(where[US_TS], (UB, US)), u8(where[US_CLS], (UB, US)), i64(where[UM_TS], (UB, UM))
+    s_dwell = i64(where[US_DWELL], (UB, US))
+    clicks_10m, clicks_1h, impressions_10m, impressions_1h, dwell, with_dwell = 0, 0, 0, 0, 0, 0
+    for e in range(s_len):
+        age = now - s_ts[r, e]
+        if s_cls[r, e] == CLICK:
+            clicks_10m += age < 10 * MINUTE_MS
+            clicks_1h += age < HOUR_MS
+        if s_dwell[r, e] >= 0:
+            dwell += s_dwell[r, e]
+            with_dwell += 1
+    for e in range(m_len):
+        age = now - m_ts[r, e]
+        impressions_10m += age < 10 * MINUTE_MS
+        impressions_1h += age < HOUR_MS
+    out[0], out[1] = log_count(logs, events), log_count(logs, impressions)
+    out[2], out[3] = user_logit - global_logit, ring_logit - user_logit
+    out[4] = log_minutes(now - s_ts[r, 0]) if s_len > 0 else ABSENT_MINUTES
+    out[5] = log_minutes(now - m_ts[r, 0]) if m_len > 0 else ABSENT_MINUTES
+    out[6], out[7], out[8], out[9] = clicks_10m, impressions_10m, clicks_1h, impressions_1h
+    out[10] = log_count(logs, groups)
+    out[11] = math.log1p(dwell / 1000.0 / with_dwell) if with_dwell > 0 else 0.0
+    day = TWO_PI * (now % DAY_MS) / DAY_MS
+    week = TWO_PI * ((now + 3 * DAY_MS) % (7 * DAY_MS)) / (7 * DAY_MS)  # Monday first
+    out[12], out[13], out[14], out[15] = math.sin(day), math.cos(day), math.sin(2.0 * day), math.cos(2.0 * day)
+    out[16], out[17] = math.sin(week), math.cos(week)
+    out[18] = global_logit
+
+
+@kernel
+def _put_place(k: Any, row: Any, item_counters: Any, c: Any, now: Any, place: Any, out: Any) -> None:
+    """Price, distance and age of an item into out[0..4]."""
+    if row >= 0:
+        flags = u8(k[K_FLAGS], (k[K_CAPACITY],))[row]
+        out[0] = f32(k[K_NUMBERS], (k[K_CAPACITY], k[K_COLUMNS]))[row, 0]
+    else:
+        flags = np.uint8(0)
+        out[0] = 0.0
+    out[1], out[2] = 0.0, 0.0
+    if flags & PLACED and place[3] != 0.0:
+        at = f64(k[K_PLACE], (k[K_CAPACITY], 3))[row]
+        x, y, z = at[0] - place[0], at[1] - place[1], at[2] - place[2]
+        out[1] = math.log1p(2.0 * EARTH_KM * math.asin(min(1.0, 0.5 * math.sqrt(x * x + y * y + z * z))))
+        out[2] = 1.0
+    out[3] = log_hours(now - first_seen(c, item_counters)) if item_counters >= 0 else 0.0
+    out[4] = 1.0 if flags & KNOWN else 0.0
+
+
+@kernel
+def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) -> None:
+    """Fill the request side of all D_B users of the inputs. Per user: `rows` (-1: nothing known), `numbers` [n,4] (ts, surface
+    bucket, first and end index into `hashes`), `places` [n,4] (unit vector, 1 where known). Users after the last are padding."""
+    B, C, G, D = where[D_B], where[D_C], where[D_G], where[D_D]
+    UB, UG = where[D_UB], where[D_UG]
+    c, k = i64(where[W_COUNTERS], (12,)), i64(where[W_CATALOGUE], (10,))
+    map_keys, map_values = u64(where[W_MAP_KEYS], (where[W_MAP_SIZE],)), i32(where[W_MAP_VALUES], (where[W_MAP_SIZE],))
+    columns = i32(where[W_COLUMNS], (where[W_N_COLUMNS],))
+    scratch = where[W_SCRATCH]
+    logs = f32(where[W_LOGS], (LOGS,))
+    n_groups = i32(where[U_GROUPS], (UB,))
+    counts, last = i64(where[UG_COUNTS], (UB, UG, N_CLS)), i64(where[UG_LAST], (UB, UG))
+    c_item, c_id, c_group = i32(where[I_C_ITEM], (B, C, 3)), i32(where[I_C_ID], (B, C)), i32(where[I_C_GROUP], (B, C))
+    c_dense, c_mask = f32(where[I_C_DENSE], (B, C, D)), u8(where[I_C_MASK], (B, C))
+    g_age, g_size = f32(where[I_G_AGE], (B, G)), f32(where[I_G_SIZE], (B, G))
+    u_dense, x_cat = f32(where[I_U_DENSE], (B, N_USER)), i32(where[I_X_CAT], (B,))
+    category, advertiser = u64(k[K_CATEGORY], (k[K_CAPACITY],)), u64(k[K_ADVERTISER], (k[K_CAPACITY],))
+    attributes = f32(k[K_NUMBERS], (k[K_CAPACITY], k[K_COLUMNS]))
+    ug = f32(scratch + _S_UG, (MAX_GROUPS, _N_UG))
+    ug_done = u8(scratch + _S_DONE, (MAX_GROUPS,))
+    prior = f64(c[C_PRIOR], (N_PRIORS,))
+
+    for b in range(B):
+        g_age[b], g_size[b] = 0, 0
+        if b >= rows.shape[0]:
+            u_dense[b], x_cat[b] = 0, 0
+            c_item[b], c_id[b], c_group[b], c_dense[b], c_mask[b] = 0, -2, G, 0, 0
+            continue
+        r, now = rows[b], numbers[b, 0]
+        refresh(c, now)
+        global_rate, global_logit = prior[N_RATE_KINDS + _SEVEN_DAYS], prior[_SEVEN_DAYS]
+        groups = min(G, n_groups[r]) if r >= 0 else 0
+        clicks, impressions = 0, 0
+        for g in range(groups):
+            total = 0
+            for cls in range(N_CLS):
+                total += counts[r, g, cls]
+            clicks += counts[r, g, CLICK]
+            impressions += counts[r, g, IMPRESSION]
+            g_age[b, g] = log2_minutes(now - last[r, g])
+            g_size[b, g] = log_count(logs, total - counts[r, g, IMPRESSION])
+        user_logit = smoothed_logit(float(clicks), float(impressions), global_rate, USER_WEIGHT)
+        user_rate = 1.0 / (1.0 + math.exp(-user_logit))
+        ring_logit, ring_rate = user_logit, user_rate
+        if r >= 0:
+            recent, shown = _index_rings(where, r, scratch)
+            ring_logit = smoothed_logit(float(recent), float(shown), user_rate, RING_WEIGHT)
+            ring_rate = 1.0 / (1.0 + math.exp(-ring_logit))
+            _index_groups(where, r, groups, scratch)
+        else:
+            i32(scratch, (N_PLACES,))[:] = 0
+            i32(scratch + _S_GROUP, (N_GROUP_PLACES,))[:] = 0
+        _put_user(where, r, now, global_logit, user_logit, ring_logit, u_dense[b])
+        x_cat[b] = numbers[b, 1]
+        start, n = numbers[b, 2], min(C, numbers[b, 3] - numbers[b, 2])
+        for i in range(n):
+            h = hashes[start + i]
+            row = put_item(where, k, h, c_item[b, i])
+            cat = category[row] if row >= 0 else np.uint64(0)
+            adv = advertiser[row] if row >= 0 else np.uint64(0)
+            c_id[b, i] = short_id(h)
+            c_mask[b, i] = 1
+            out = c_dense[b, i]
+            item_counters = row_of(c, 0, h)
+            row_features(c, item_counters, now, out)
+            row_features(c, row_of(c, 1, cat), now, out[FEATURES:])
+            row_features(c, row_of(c, 2, adv), now, out[2 * FEATURES :])
+            pair = out[N_COUNTER:]
+            group = find_group(map_keys, map_values, h)
+            key = np.uint64(group) if group >= 0 else _TOP | (h >> np.uint64(1))
+            g = _find_user_group(where, r, key, scratch)
+            c_group[b, i] = g if g >= 0 else G
+            if g >= 0:
+                if ug_done[g] == 0:
+                    _put_group(where, r, g, now, user_rate, user_logit, ug[g])
+                    ug_done[g] = 1
+                for j in range(_N_UG):
+                    pair[j] = ug[g, j]
+            else:
+                pair[0], pair[1], pair[2], pair[3], pair[4], pair[5] = 0.0, 0.0, 0.0, 0.0, ABSENT_HOURS, 0.0
+            _put_pairs(scratch, 0, h, now, 0.0, 0.0, pair[_UI:])
+            _put_pairs(scratch, 1, cat, now, ring_rate, ring_logit, pair[_UC:])
+            _put_pairs(scratch, 2, adv, now, ring_rate, ring_logit, pair[_UA:])
+            _put_place(k, row, item_counters, c, now, places[b], pair[_PLACE:])
+            for j in range(columns.shape[0]):
+                pair[N_PAIR + j] = attributes[row, columns[j]] if row >= 0 else np.float32(0.0)
+        c_item[b, n:], c_id[b, n:], c_group[b, n:], c_dense[b, n:], c_mask[b, n:] = 0, -2, G, 0, 0
