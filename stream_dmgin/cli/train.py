@@ -53,13 +53,12 @@ def command(
     from stream_dmgin.groups.map import GroupMap
     from stream_dmgin.training import recipes, release
     from stream_dmgin.training.evaluate import days, group_map
+    from stream_dmgin.training.loop import Point
     from stream_dmgin.training.rows import TrainingRows
 
     log = form.read(data)
     recipe = recipes.of(log.meta)
-    options = replace(
-        recipe.options, seed=seed, **{k: v for k, v in {"epochs": epochs, "lr": lr}.items() if v is not None}
-    )
+    options = replace(recipe.options, seed=seed, epochs=epochs or recipe.options.epochs, lr=lr or recipe.options.lr)
     spans = release.Spans(
         days(log.meta, train_days, "--train-days"), days(log.meta, valid_days, "--valid-days"), train_days, valid_days
     )
@@ -80,7 +79,7 @@ def command(
                 rows.save(rows_dir)
         fitting = progress.add_task("train", total=options.epochs)
 
-        def report(point: release.Point) -> None:
+        def report(point: Point) -> None:
             progress.update(fitting, completed=point.epoch)
             ctx.say(
                 f"epoch {point.epoch:.2f}: loss {point.train_loss:.4f}, valid logloss {point.valid_logloss:.4f}, "

@@ -233,9 +233,8 @@ class DMGIN(nn.Module):
 
     def embed_events(self, x: Mapping[str, Tensor], kind: str) -> Tensor:
         """Events `e_*` or `s_*` of any leading shape -> [...,d]."""
-        event: Tensor = self.event(self.embed_items(x[f"{kind}_item"]))
-        event = event + self.behaviour(x[f"{kind}_cls"]) + self.age(x[f"{kind}_time"]) + self.dwell(x[f"{kind}_dwell"])
-        return event
+        about: Tensor = self.behaviour(x[f"{kind}_cls"]) + self.age(x[f"{kind}_time"]) + self.dwell(x[f"{kind}_dwell"])
+        return about + self.event(self.embed_items(x[f"{kind}_item"]))
 
     def encode_groups(self, x: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """N groups, each by itself: e_* [N,L,...], e_mask [N,L], g_stat [N,N_STAT] -> groups [N,d], tokens [N,L,d]."""

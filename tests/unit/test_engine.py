@@ -1,0 +1,176 @@
+"""The eager engine, its tower cache, the registry: what a worker relies on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stream_dmgin.errors import FormatError, UnavailableError, UsageError
+from stream_dmgin.features.inputs import Inputs
+from stream_dmgin.features.spec import InputSpec
+from stream_dmgin.models import registry
+from stream_dmgin.models.calibration import Calibration
+from stream_dmgin.models.dmgin import DMGINConfig
+from stream_dmgin.scoring import check
+from stream_dmgin.scoring.engine import EagerEngine, choose_engine
+from stream_dmgin.scoring.graphs import example_inputs
+from stream_dmgin.scoring.tower_cache import TowerCache
+
+SPEC = InputSpec(
+    groups=10, events=6, short=8, item_buckets=64, category_buckets=16, advertiser_buckets=16, surface_buckets=4
+)
+MODEL = registry.untrained("small", DMGINConfig(spec=SPEC, heads=("order",), width=16, item_width=8, hidden=(32, 16)))
+
+
+@pytest.fixture
+def engine() -> EagerEngine:
+    return EagerEngine(MODEL)
+
+
+def test_probabilities_do_not_depend_on_the_batch(engine: EagerEngine) -> None:
+    x = example_inputs(SPEC, 7, 9)
+    together = engine.head(engine.tower(x), x)
+    towers = engine.tower(x)
+    for row in (6, 0, 3):
+        one = {k: v[row : row + 1] for k, v in x.items()}
+        alone = engine.head(engine.tower(one), one)
+        cached = engine.head([towers[row]], one)
+        for head in ("ctr", "order"):
+            assert ((alone[head] > 0) & (alone[head] < 1)).all()
+            np.testing.assert_allclose(alone[head][0], together[head][row], rtol=0, atol=1e-6)
+            np.testing.assert_allclose(cached[head][0], together[head][row], rtol=0, atol=1e-6)
+
+
+def test_the_network_says_the_same(engine: EagerEngine) -> None:
+    x = example_inputs(SPEC, 5, 4, seed=2)
+    wanted = MODEL.network({k: torch.from_numpy(v) for k, v in x.items()})
+    found = engine.logits(engine.tower(x), x)
+    for head, z in wanted.items():
+        np.testing.assert_allclose(found[head], z.numpy(), rtol=0, atol=2e-6)
+
+
+def test_towers_outlive_the_buffers_they_came_from(engine: EagerEngine) -> None:
+    x = Inputs.allocate(SPEC, 3, 4)
+    for k, v in example_inputs(SPEC, 3, 4).items():
+        x[k][:] = v
+    towers = engine.tower(x)
+    before = engine.head(towers, x)["ctr"]
+    for k in ("g_mask", "e_id", "e_mask", "s_mask"):
+        x[k][:] = 0
+    np.testing.assert_array_equal(engine.head(towers, x)["ctr"], before)
+
+
+def test_the_cache_serves_a_version_until_the_next_and_stays_in_bounds(engine: EagerEngine) -> None:
+    cache = TowerCache(limit_bytes=1 << 20)
+    x = example_inputs(SPEC, 4, 3)
+    users = [(b"a", 1), (b"b", 1), (b"c", 5), (b"d", 9)]
+    first = cache.towers(engine, users, x)
+    assert (cache.hits, cache.misses, len(cache)) == (0, 4, 4)
+    again = cache.towers(engine, [(b"a", 1), (b"b", 2), (b"c", 5), (b"d", 9)], x)
+    assert (cache.hits, cache.misses, len(cache)) == (3, 5, 4)
+    assert again[0] is first[0] and again[1] is not first[1]
+    np.testing.assert_allclose(engine.head(again, x)["ctr"], engine.head(first, x)["ctr"], rtol=0, atol=1e-6)
+    assert cache.get(b"a", 2) is None and cache.get(b"nobody", 1) is None
+    small = TowerCache(limit_bytes=cache.bytes // 2)
+    small.towers(engine, users, x)
+    assert small.bytes <= small.limit_bytes and small.evictions > 0 and small.get(b"a", 1) is None
+    assert small.get(b"d", 9) is not None
+    small.clear()
+    assert (len(small), small.bytes) == (0, 0)
+
+
+def test_a_user_twice_in_a_call(engine: EagerEngine) -> None:
+    x = {k: v[[1, 1]] for k, v in example_inputs(SPEC, 2, 3).items()}
+    p = engine.head(TowerCache().towers(engine, [(b"a", 1), (b"a", 1)], x), x)["ctr"]
+    np.testing.assert_array_equal(p[0], p[1])
+
+
+def test_which_engine_and_why() -> None:
+    engine, why = choose_engine(MODEL, "eager")
+    assert engine.name == "eager" and "asked" in why
+    if not torch.cuda.is_available():
+        engine, why = choose_engine(MODEL)
+        assert engine.name == "eager" and ("CUDA" in why or "torch_tensorrt" in why)
+        with pytest.raises(UnavailableError, match="--engine eager"):
+            choose_engine(MODEL, "tensorrt")
+    with pytest.raises(UsageError, match="auto, eager or tensorrt"):
+        choose_engine(MODEL, "fast")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STREAM_DMGIN_MODELS", str(tmp_path))
+    training = {"dataset": "none", "valid": {"ctr": {"auc": 0.7}}}
+    registry.save_model(tmp_path / "one", "one", MODEL.network, Calibration({"ctr": (0.9, 0.1)}), training, "# one\n")
+    return tmp_path / "one"
+
+
+def test_a_released_model_comes_back(released: Path) -> None:
+    loaded = registry.load_model("one")
+    assert loaded.id == registry.model_id(released) and loaded.id.startswith("one-") and loaded.heads == ("order",)
+    assert registry.load_model(loaded.id).id == registry.load_model(released).id == loaded.id
+    assert loaded.config == MODEL.config and loaded.calibration.platt == {"ctr": (0.9, 0.1)}
+    x = example_inputs(SPEC, 3, 4)
+    ours, theirs = EagerEngine(MODEL), EagerEngine(loaded)
+    np.testing.assert_array_equal(theirs.logits(theirs.tower(x), x)["ctr"], ours.logits(ours.tower(x), x)["ctr"])
+    assert check.check(loaded, "eager", rounds=2)["ok"]
+    assert registry.describe(released)["training"]["dataset"] == "none"
+
+
+def test_another_calibration_is_another_id(released: Path) -> None:
+    before = registry.model_id(released)
+    Calibration({"ctr": (0.8, 0.1)}).save(released / "calibration.json")
+    assert registry.model_id(released) != before
+
+
+def test_models_that_cannot_be_used_say_what_to_do(released: Path) -> None:
+    with pytest.raises(UsageError, match=r"not known.*one-"):
+        registry.load_model("two")
+    config = json.loads((released / "config.json").read_text())
+
+    def broken(name: str, **changes: object) -> Path:
+        other = released.parent / name
+        shutil.copytree(released, other)
+        (other / "config.json").write_text(json.dumps({**config, **changes}))
+        return other
+
+    with pytest.raises(UsageError, match="damaged"):
+        other = broken("bent")
+        (other / "weights.safetensors").write_bytes(b"nonsense")
+        registry.load_model(other)
+    with pytest.raises(FormatError, match="format 99"):
+        registry.load_model(broken("new", format=99))
+    with pytest.raises(UsageError, match=r"other inputs.*user"):
+        registry.load_model(broken("old", inputs={**config["inputs"], "user": ["age"]}))
+    with pytest.raises(FormatError, match="can't be loaded"):
+        registry.load_model(broken("wide", config={**config["config"], "width": 24}))
+    with pytest.raises(UsageError, match=r"lacks calibration\.json"):
+        other = broken("half")
+        (other / "calibration.json").unlink()
+        registry.load_model(other)
+    with pytest.raises(FormatError, match="not a calibration"):
+        other = broken("odd")
+        (other / "calibration.json").write_text("[]")
+        registry.load_model(other)
+    with pytest.raises(FormatError, match="not a model's config"):
+        other = broken("text")
+        (other / "config.json").write_text("{")
+        registry.load_model(other)
+
+
+def test_exported_graphs_score_alike(released: Path, tmp_path: Path) -> None:
+    files = check.export(registry.load_model(released), tmp_path / "out")["files"]
+    tower, head = (torch.export.load(files[k]).module() for k in ("tower", "head"))
+    x = {k: torch.from_numpy(v) for k, v in example_inputs(SPEC, 3, 5).items()}
+    from stream_dmgin.scoring.engine import HEAD_INPUTS
+    from stream_dmgin.scoring.graphs import TOWER_INPUTS
+
+    groups, tokens, short = tower(*(x[k] for k in TOWER_INPUTS))
+    side = (groups, x["g_mask"], tokens, x["e_id"], x["e_mask"], short, x["s_mask"])
+    z = head(*side, *(x[k] for k in HEAD_INPUTS))
+    torch.testing.assert_close(z[..., 0], MODEL.network(x)["ctr"], rtol=0, atol=2e-6)
