@@ -70,9 +70,10 @@ class Increments:
     @classmethod
     def from_raw(cls, raw: RawIncrements, catalogue: Owners) -> Increments:
         """Item increments and what they add to the items' categories and advertisers; each (entity, bucket, metric) once."""
-        category, advertiser = catalogue.owners(raw.item_hash)
+        item = raw.item_hash
+        category, advertiser = catalogue.owners(item)
         kinds, hashes, rows = [], [], []
-        for kind, h in enumerate((raw.item_hash, category, advertiser)):
+        for kind, h in enumerate((item, category, advertiser)):
             at = np.flatnonzero(h)
             kinds.append(np.full(len(at), kind, np.uint8))
             hashes.append(h[at])

@@ -1,0 +1,77 @@
+"""`groups build / import / list / show`: the map from items to interest groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stream_dmgin.cli.common import Context, common_options, table
+
+
+@click.group()
+def command() -> None:
+    """Item groups: which items count as the same interest."""
+
+
+@command.command()
+@click.option("--items", required=True, type=click.Path(path_type=Path), help="Parquet with item_id and embedding")
+@click.option("-k", "--k", required=True, type=int, help="number of groups")
+@click.option("--out", metavar="FILE", help="where to save the map [default: groups/ID.parquet in the data directory]")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--max-load", type=float, default=3.0, show_default=True, help="largest group, in multiples of the mean size")
+@common_options
+def build(ctx: Context, items: Path, k: int, out: str | None, seed: int, max_load: float) -> None:
+    """Cluster item embeddings into K groups (K-means with a cap on the size of a group)."""
+    from stream_dmgin.groups.build import build as build_map
+    from stream_dmgin.groups.build import read_embeddings
+    from stream_dmgin.groups.shelf import keep
+
+    found, quality = build_map(read_embeddings(items), k, seed, max_load)
+    path = keep(ctx.settings.data_dir, found, out)
+    ctx.emit({"id": found.id, "file": str(path), **quality.as_dict()})
+
+
+@command.command("import")
+@click.argument("file", metavar="CSV", type=click.Path(path_type=Path))
+@click.option("--out", metavar="FILE", help="where to save the map [default: groups/ID.parquet in the data directory]")
+@common_options
+def import_(ctx: Context, file: Path, out: str | None) -> None:
+    """Check a CSV file with the header item_id,group and save it as a map."""
+    from stream_dmgin.groups.map import GroupMap
+    from stream_dmgin.groups.shelf import keep
+
+    found = GroupMap.from_csv(file)
+    path = keep(ctx.settings.data_dir, found, out)
+    ctx.emit({"id": found.id, "file": str(path), "items": len(found), "groups": len(found.sizes())})
+
+
+@command.command("list")
+@common_options
+def list_(ctx: Context) -> None:
+    """The maps kept in the data directory."""
+    from stream_dmgin.groups.shelf import kept
+
+    ctx.emit({"groups": kept(ctx.settings.data_dir)}, lambda d: table(d["groups"]) if d["groups"] else "no maps yet")
+
+
+@command.command()
+@click.argument("name", metavar="FILE or ID")
+@click.option("--item", metavar="ID", help="only the group of this item")
+@click.option("--samples", type=click.IntRange(0), default=3, show_default=True, help="items shown of each group")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="groups shown, the largest first")
+@common_options
+def show(ctx: Context, name: str, item: str | None, samples: int, limit: int) -> None:
+    """Sizes and samples of a map's groups."""
+    from stream_dmgin.groups.build import describe
+    from stream_dmgin.groups.shelf import find
+
+    found = find(ctx.settings.data_dir, name)
+    if item is not None:
+        ctx.emit({"id": found.id, "item": item, "group": found.lookup(item)})
+        return
+    data: dict[str, Any] = {
+        "id": found.id, "items": len(found), "groups": len(found.sizes()), "largest": describe(found, samples)[:limit],
+    }  # fmt: skip
+    ctx.emit(data, lambda d: table({**g, "items": ", ".join(g["items"])} for g in d["largest"]))
