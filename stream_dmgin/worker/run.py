@@ -83,7 +83,7 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         health.groups = groups.id
         writer = log.writer(linger_ms=0 if score else 5)
         stack.callback(writer.close)
-        shared = Shared(log, settings.prefix, settings.data_dir / "shared", writer, health, score=score)
+        shared = Shared(log, settings.prefix, settings.data_dir / "shared", writer, health)
         stack.callback(shared.close)
         answers = _answers(settings, shared, groups, health) if score else None
         part: list[Any] = []

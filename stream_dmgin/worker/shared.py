@@ -1,40 +1,26 @@
-"""What every worker shares: the counters of all users and the catalogue of items, followed from their topics; and this
-worker's own contribution to the counters, published from an outbox.
+"""This worker's contribution to the shared counters, published from an outbox.
 
 The increments of a folded range of events go into the same write batch as the state that folded them (rows `c+`), are then
 published, and deleted once they are durable on the topic. A crash in between publishes the same bytes again, which every
 reader knows as a repetition: nothing counts twice, nothing is lost. A store rebuilt from an empty directory contributes
 nothing for events that the topic says are counted.
-
-`follow` never blocks; `catch_up` blocks until what the topics held when it was called is folded.
 """
 
 from __future__ import annotations
 
-import logging
-import time
 import uuid
 from pathlib import Path
 
 import msgspec
-from rocksdict import AccessType, Options, Rdict, WriteBatch
 
 from stream_dmgin import topics
-from stream_dmgin.counters.chains import SharedCounters
 from stream_dmgin.counters.increments import Increments
-from stream_dmgin.counters.table import CounterTable
-from stream_dmgin.errors import LogUnavailable, RecordError
-from stream_dmgin.features.catalogue import Catalogue
-from stream_dmgin.log.base import TP, Log, Reader, Record, Writer
+from stream_dmgin.log.base import TP, Log, Writer
+from stream_dmgin.worker.followed import Followed
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.partitions import Owned
 
-log_ = logging.getLogger(__name__)
-
 OUTBOX, SINCE_ROW = b"c+", b"c/since"
-FOLLOW_S = 0.005  # the topics are looked at no more often
-CHECKPOINT_S = 30.0
-CATCH_UP_S = 600.0
 _pack, _unpack = msgspec.msgpack.encode, msgspec.msgpack.decode
 
 
@@ -48,116 +34,14 @@ class Outbox:
         self.sequence = 1 + max((int.from_bytes(k[len(OUTBOX) :], "big") for k in rows), default=-1)
 
 
-class Shared:
-    """Counters, catalogue and outboxes of one worker. One thread."""
+class Shared(Followed):
+    """Counters and catalogue, and the outboxes of the owned partitions. One thread."""
 
-    def __init__(self, log: Log, prefix: str, directory: Path, writer: Writer, health: Health, *, score: bool) -> None:
-        self._log, self._writer, self._health, self._score = log, writer, health, score
-        self._counters_topic, self._items_topic = prefix + topics.COUNTERS, prefix + topics.ITEMS
-        self.catalogue = Catalogue()
-        self._store = _open_checkpoints(directory / "counters")
-        rows = [] if self._store is None else [(bytes(k), bytes(v)) for k, v in self._store.items()]
-        self._shared = SharedCounters.restore(rows)
-        have = log.topics()
-        self._starts: dict[TP, int] = {(self._items_topic, p): -2 for p in range(have[self._items_topic].partitions)}
-        self._starts[self._counters_topic, 0] = self._shared.next_offset
-        self._reader: Reader = log.reader([self._counters_topic, self._items_topic])
-        self._reader.assign(self._starts)
-        self._items_next = dict.fromkeys((p for t, p in self._starts if t == self._items_topic), 0)
+    def __init__(self, log: Log, prefix: str, directory: Path, writer: Writer, health: Health) -> None:
+        super().__init__(log, prefix, directory, health)
+        self._writer = writer
         self._outboxes: dict[int, Outbox] = {}
-        self.malformed: list[
-            tuple[Record, RecordError]
-        ] = []  # of both topics; one worker sends them to the dead letters
         self.failure: BaseException | None = None  # increments that could not be written to the log
-        self._looked = self._saved = time.monotonic()
-        self._outcomes = {"applied": 0, "duplicate": 0, "gap": 0, "overlap": 0}
-
-    @property
-    def counters(self) -> CounterTable:
-        """The counters of all users, as far as the topic is folded."""
-        return self._shared.table
-
-    @property
-    def counters_offset(self) -> int:
-        """Next offset of the counters topic to fold."""
-        return self._shared.next_offset
-
-    # Following
-
-    def follow(self) -> None:
-        """Fold what has come on the topics of counters and items."""
-        now = time.monotonic()
-        if now - self._looked < FOLLOW_S:
-            return
-        self._looked = now
-        self._take()
-        if now - self._saved > CHECKPOINT_S:
-            self._checkpoint(now)
-
-    def catch_up(self) -> None:
-        """Fold both topics up to the ends that they have now. Raises LogUnavailable after ten minutes without an end."""
-        ends = {(t, p): end for t in (self._counters_topic, self._items_topic) for p, end in self._log.ends(t).items()}
-        t0 = time.monotonic()
-        for p, begin in self._log.begins(self._items_topic).items():
-            self._items_next[p] = max(self._items_next[p], begin)
-        while any(self._next(tp) < end for tp, end in ends.items()):
-            if not self._take(0.1) and time.monotonic() - t0 > CATCH_UP_S:
-                raise LogUnavailable(
-                    f"{self._counters_topic} and {self._items_topic} could not be read to their ends in {CATCH_UP_S:.0f} s"
-                )
-        log_.info(
-            "counters of %d entities, catalogue of %d items, after %.2f s",
-            len(self.counters),
-            len(self.catalogue),
-            time.monotonic() - t0,
-        )
-
-    def _next(self, tp: TP) -> int:
-        return self._shared.next_offset if tp[0] == self._counters_topic else self._items_next[tp[1]]
-
-    def _take(self, timeout: float = 0.0) -> int:
-        batch = self._reader.poll(10_000, timeout)
-        if batch is None:
-            return 0
-        try:
-            for i in range(len(batch)):
-                offset = int(batch.offset[i])
-                try:
-                    if batch.topic[i] == 0:
-                        self._shared.fold(batch.value(i), offset)
-                    else:
-                        self._items_next[int(batch.partition[i])] = offset + 1
-                        self.catalogue.fold(batch.key(i), batch.value(i))
-                except RecordError as e:
-                    log_.error("%s offset %d is malformed (%s): left out", batch.topics[batch.topic[i]], offset, e)
-                    self.malformed.append((batch.record(i), e))
-            return len(batch)
-        finally:
-            batch.release()
-            self._report()
-
-    def _report(self) -> None:
-        c = self._shared.chains
-        for outcome, n in (
-            ("applied", c.ranges),
-            ("duplicate", c.duplicates),
-            ("gap", c.gaps),
-            ("overlap", c.overlaps),
-        ):
-            if more := n - self._outcomes[outcome]:
-                self._health.metrics.counter_ranges.labels(outcome).inc(more)
-                self._outcomes[outcome] = n
-
-    def _checkpoint(self, now: float) -> None:
-        self._saved = now
-        if self._store is None:
-            return
-        batch = WriteBatch(raw_mode=True)
-        for k, v in self._shared.checkpoint():
-            batch.put(k, v)
-        self._store.write(batch)
-
-    # Publishing
 
     def opened(self, o: Owned) -> None:
         """A partition's store was opened: where its increments go on, and what of them was not published yet."""
@@ -201,26 +85,3 @@ class Shared:
                     )
 
             self._writer.append(self._counters_topic, key, value, partition=0, on_delivery=delivered)
-
-    def close(self) -> None:
-        """Save the counters and close the readers."""
-        self._checkpoint(time.monotonic())
-        if self._store is not None:
-            self._store.close()
-        self._reader.close()
-
-
-def _open_checkpoints(path: Path) -> Rdict | None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    options = Options(raw_mode=True)
-    options.create_if_missing(True)
-    options.set_write_buffer_size(4 << 20)
-    try:
-        return Rdict(str(path), options, access_type=AccessType.read_write())
-    except Exception as e:
-        if "lock" not in str(e).lower():
-            raise
-        log_.info(
-            "another worker keeps the counters' checkpoint of this data directory: this one reads them from the topic"
-        )
-        return None

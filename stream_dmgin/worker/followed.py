@@ -1,0 +1,156 @@
+"""What every worker shares: the counters of all users and the catalogue of items, followed from their topics.
+
+`follow` never blocks; `catch_up` blocks until what the topics held when it was called is folded. The counters are saved every
+30 s, so that a restart reads the topic from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from rocksdict import AccessType, Options, Rdict, WriteBatch
+
+from stream_dmgin import topics
+from stream_dmgin.counters.chains import SharedCounters
+from stream_dmgin.counters.table import CounterTable
+from stream_dmgin.errors import LogUnavailable, RecordError
+from stream_dmgin.features.catalogue import Catalogue
+from stream_dmgin.log.base import TP, Log, Reader, Record
+from stream_dmgin.worker.health import Health
+
+log_ = logging.getLogger(__name__)
+
+FOLLOW_S = 0.005  # the topics are looked at no more often
+CHECKPOINT_S = 30.0
+CATCH_UP_S = 600.0
+
+
+class Followed:
+    """Counters and catalogue as far as their topics are folded. One thread."""
+
+    def __init__(self, log: Log, prefix: str, directory: Path, health: Health) -> None:
+        self._log, self._health = log, health
+        self._counters_topic, self._items_topic = prefix + topics.COUNTERS, prefix + topics.ITEMS
+        self.catalogue = Catalogue()
+        self._store = _open_checkpoints(directory / "counters")
+        rows = [] if self._store is None else [(bytes(k), bytes(v)) for k, v in self._store.items()]
+        self._shared = SharedCounters.restore(rows)
+        items = log.begins(self._items_topic)
+        self._items_next = dict(items)
+        self._reader: Reader = log.reader([self._counters_topic, self._items_topic])
+        self._reader.assign(
+            {(self._counters_topic, 0): self._shared.next_offset, **{(self._items_topic, p): -2 for p in items}}
+        )
+        self._looked = self._saved = time.monotonic()
+        self._outcomes = {"applied": 0, "duplicate": 0, "gap": 0, "overlap": 0}
+        self.malformed: list[
+            tuple[Record, RecordError]
+        ] = []  # of both topics; one worker sends them to the dead letters
+
+    @property
+    def counters(self) -> CounterTable:
+        """The counters of all users, as far as the topic is folded."""
+        return self._shared.table
+
+    @property
+    def counters_offset(self) -> int:
+        """Next offset of the counters topic to fold."""
+        return self._shared.next_offset
+
+    # Following
+
+    def follow(self) -> None:
+        """Fold what has come on the topics of counters and items."""
+        now = time.monotonic()
+        if now - self._looked < FOLLOW_S:
+            return
+        self._looked = now
+        self._take()
+        if now - self._saved > CHECKPOINT_S:
+            self._checkpoint(now)
+
+    def catch_up(self) -> None:
+        """Fold both topics up to the ends that they have now. Raises LogUnavailable after ten minutes without an end."""
+        ends = {(t, p): end for t in (self._counters_topic, self._items_topic) for p, end in self._log.ends(t).items()}
+        t0 = time.monotonic()
+        while any(self._next(tp) < end for tp, end in ends.items()):
+            if not self._take(0.1) and time.monotonic() - t0 > CATCH_UP_S:
+                raise LogUnavailable(
+                    f"{self._counters_topic} and {self._items_topic} could not be read to their ends in {CATCH_UP_S:.0f} s"
+                )
+        log_.info(
+            "counters of %d entities, catalogue of %d items, after %.2f s",
+            len(self.counters),
+            len(self.catalogue),
+            time.monotonic() - t0,
+        )
+
+    def _next(self, tp: TP) -> int:
+        return self._shared.next_offset if tp[0] == self._counters_topic else self._items_next[tp[1]]
+
+    def _take(self, timeout: float = 0.0) -> int:
+        batch = self._reader.poll(10_000, timeout)
+        if batch is None:
+            return 0
+        try:
+            for i in range(len(batch)):
+                offset = int(batch.offset[i])
+                try:
+                    if batch.topic[i] == 0:
+                        self._shared.fold(batch.value(i), offset)
+                    else:
+                        self._items_next[int(batch.partition[i])] = offset + 1
+                        self.catalogue.fold(batch.key(i), batch.value(i))
+                except RecordError as e:
+                    log_.error("%s offset %d is malformed (%s): left out", batch.topics[batch.topic[i]], offset, e)
+                    self.malformed.append((batch.record(i), e))
+            return len(batch)
+        finally:
+            batch.release()
+            self._report()
+
+    def _report(self) -> None:
+        c = self._shared.chains
+        for outcome, n in (
+            ("applied", c.ranges),
+            ("duplicate", c.duplicates),
+            ("gap", c.gaps),
+            ("overlap", c.overlaps),
+        ):
+            if more := n - self._outcomes[outcome]:
+                self._health.metrics.counter_ranges.labels(outcome).inc(more)
+                self._outcomes[outcome] = n
+
+    def _checkpoint(self, now: float) -> None:
+        self._saved = now
+        if self._store is None:
+            return
+        batch = WriteBatch(raw_mode=True)
+        for k, v in self._shared.checkpoint():
+            batch.put(k, v)
+        self._store.write(batch)
+
+    def close(self) -> None:
+        """Save the counters and close the readers."""
+        self._checkpoint(time.monotonic())
+        if self._store is not None:
+            self._store.close()
+        self._reader.close()
+
+
+def _open_checkpoints(path: Path) -> Rdict | None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_write_buffer_size(4 << 20)
+    try:
+        return Rdict(str(path), options, access_type=AccessType.read_write())
+    except Exception as e:
+        if "lock" not in str(e).lower():
+            raise
+        log_.info(
+            "another worker keeps the counters' checkpoint of this data directory: this one reads them from the topic"
+        )
+        return None
