@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stream_dmgin.counters.table import CounterTable
-from stream_dmgin.state.hash import hash_id
+from stream_dmgin.state.hash import item_hash
 
 SMOOTHING = 20.0  # impressions' worth of the rate over all items
 FIRST_RATE = 0.05  # before anything was clicked
@@ -18,7 +18,7 @@ def item_rates(counters: CounterTable, items: Sequence[str], now: int) -> list[f
     prior = (total["clicks"] + SMOOTHING * FIRST_RATE) / (total["impressions"] + SMOOTHING)
     out = []
     for item in items:
-        t = counters.totals("item", hash_id(item.encode()))
+        t = counters.totals("item", item_hash(item))
         rate = (t["clicks"] + SMOOTHING * prior) / (t["impressions"] + SMOOTHING)
         out.append(min(max(rate, MARGIN), 1 - MARGIN))
     return out
