@@ -33,6 +33,7 @@ JAVA_MIN = 17
 HERE = Path(__file__).parent
 MESSAGE_MAX = 12 << 20  # bytes of a record batch: values of 10 MB pass
 
+_FEATURES = Path("__cluster_metadata-0") / "00000000000000000000-0000000000.checkpoint"
 _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
@@ -94,7 +95,7 @@ class LocalKafka:
         port, controller = _free_ports(self._port)
         properties = self.directory / "server.properties"
         properties.write_text(_PROPERTIES.format(port=port, controller=controller, logs=logs, message_max=MESSAGE_MAX))
-        _format(logs)
+        _format(logs, _features(jars, properties))
         command = [
             _java(), f"-Xms{min(256, self._heap_mb)}m", f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC",
             "-XX:-UsePerfData", "-Djava.awt.headless=true", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
@@ -209,17 +210,35 @@ def _missing() -> str | None:
     return None
 
 
-def _format(logs: Path) -> None:
-    """What `kafka-storage format` would write, without the seconds of a second Java: the ids of cluster and directory.
-    Kafka takes its newest metadata version where no other was chosen."""
+def _features(jars: Path, properties: Path) -> Path:
+    """The file in which `kafka-storage format` says which features a new cluster begins with (consumer groups of KIP-848
+    among them). It is the same for every cluster of this version: made once, kept beside the jars."""
+    kept = jars / _FEATURES.name
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(dir=jars.parent) as tmp:
+            own = Path(tmp) / "server.properties"
+            own.write_text(re.sub(r"(?m)^log\.dirs=.*$", f"log.dirs={tmp}/log", properties.read_text()))
+            tool = [_java(), "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{jars}/*", "kafka.tools.StorageTool"]
+            done = subprocess.run([*tool, "format", "-t", _fresh_id(), "-c", str(own)], capture_output=True, text=True, check=False)
+            made = Path(tmp) / "log" / _FEATURES
+            if done.returncode or not made.exists():
+                raise UnavailableError(f"Kafka's storage could not be formatted:\n{(done.stdout + done.stderr)[-1500:]}")
+            made.rename(kept)
+    return kept
+
+
+def _format(logs: Path, features: Path) -> None:
+    """What `kafka-storage format` writes, without the seconds of a second Java."""
     path = logs / "meta.properties"
-    if path.exists():
-        return
+    if not path.exists():
+        (logs / _FEATURES).parent.mkdir(exist_ok=True)
+        shutil.copy(features, logs / _FEATURES)
+        path.write_text(f"version=1\ncluster.id={_fresh_id()}\ndirectory.id={_fresh_id()}\nnode.id=1\n")
 
-    def fresh() -> str:
-        return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A", 1)  # must not start with -
 
-    path.write_text(f"version=1\ncluster.id={fresh()}\ndirectory.id={fresh()}\nnode.id=1\n")
+def _fresh_id() -> str:
+    """A Kafka Uuid: 16 bytes as base64, which must not begin with a dash."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A", 1)
 
 
 def _free_ports(port: int | None) -> tuple[int, int]:

@@ -55,12 +55,14 @@ class KafkaReader:
         self._rkts: NDArray[np.uint64] = np.empty(rdkafka.TOPICS_MAX, np.uint64)
         self._out: Callable[[], None] | None = None  # releases the batch that is out
         self._paused: set[TP] = set()
+        self._assigned: dict[TP, int] = {}  # and the offset where each began
 
     # -- what the protocol asks ---------------------------------------------------------------------------------------
 
     def assign(self, offsets: Mapping[TP, int]) -> None:
         """Read these partitions from these offsets, replacing what was assigned."""
         self._paused.clear()
+        self._assigned = dict(offsets)
         self._check(self._with_list(offsets, lambda parts: self._lib.assign(self._rk, parts)), "assigning partitions")
 
     def poll(self, max_records: int, timeout: float) -> Batch | None:
@@ -195,8 +197,24 @@ class KafkaReader:
                 "created anew or the log lost its end. Give the old log, or rebuild the state from this one"
             )
         logger.warning("%s/%d: offset %d is no longer kept, going on at %d", *tp, asked, low.value)
-        error = self._with_list({tp: low.value}, lambda p: self._lib.seek_partitions(self._rk, p, 5_000))
-        self._check_error(error, f"going to offset {low.value} of {tp[0]}/{tp[1]}")
+        self._restart({tp: low.value})
+
+    def _restart(self, offsets: Mapping[TP, int]) -> None:
+        """Fetch these from other offsets. An error stops a partition for good (seeking doesn't wake it), so all are assigned
+        again, the others from where they were."""
+        positions = {tp: o for tp, o in self._positions().items() if o >= 0}
+        self._assigned = {**self._assigned, **positions, **offsets}
+        self._check(self._with_list(self._assigned, lambda p: self._lib.assign(self._rk, p)), "assigning partitions again")
+        if self._paused:
+            self.pause(list(self._paused))
+
+    def _positions(self) -> dict[TP, int]:
+        def ask(parts: Any) -> dict[TP, int]:
+            self._check(self._lib.position(self._rk, parts), "asking for positions")
+            return {tp: offset for tp, offset, _ in rdkafka.read_list(parts)}
+
+        found: dict[TP, int] = self._with_list(self._assigned, ask)
+        return found
 
     def _with_list(self, offsets: Mapping[TP, int] | Iterable[TP], call: Callable[[Any], Any]) -> Any:
         parts = rdkafka.make_list(offsets)
@@ -229,7 +247,6 @@ class KafkaGroupReader(KafkaReader):
         self._fenced = ""
         self._closing = False
         self._commits_out = 0
-        self._mine: dict[TP, int] = {}
         self._last_commit: dict[TP, int] = {}
         self._served = time.monotonic()
         self._stale_after = int(settings.get("session.timeout.ms", 6000)) / 2000
@@ -263,8 +280,8 @@ class KafkaGroupReader(KafkaReader):
             self._out()
         self._closing = True
         try:
-            if self._mine:
-                self._take_away(list(self._mine))
+            if self._assigned:
+                self._take_away(list(self._assigned))
             end = time.monotonic() + CLOSE_S
             while self._commits_out and time.monotonic() < end:
                 late = self._lib.consumer_poll(self._rk, 50)
@@ -292,7 +309,7 @@ class KafkaGroupReader(KafkaReader):
         self._fenced = ""
         offsets = dict(self._listener.assigned(parts)) if parts else {}
         offsets = {tp: offsets.get(tp, rdkafka.OFFSET_BEGINNING) for tp in parts}
-        self._mine |= offsets
+        self._assigned |= offsets
         if self._incremental():
             self._check_error(self._with_list(offsets, lambda p: self._lib.incremental_assign(self._rk, p)), "taking partitions")
         else:
@@ -306,7 +323,8 @@ class KafkaGroupReader(KafkaReader):
                 self._listener.revoked(parts)
         finally:
             for tp in parts:
-                self._mine.pop(tp, None)
+                self._assigned.pop(tp, None)
+                self._paused.discard(tp)
             if self._incremental():
                 error = self._with_list(parts, lambda p: self._lib.incremental_unassign(self._rk, p))
                 if error:
@@ -314,14 +332,22 @@ class KafkaGroupReader(KafkaReader):
             else:
                 self._lib.assign(self._rk, None)
 
+    def _restart(self, offsets: Mapping[TP, int]) -> None:
+        if not self._incremental():
+            super()._restart(offsets)
+            return
+        error = self._with_list(offsets, lambda p: self._lib.incremental_unassign(self._rk, p))
+        self._check_error(error, "letting partitions go")
+        self._check_error(self._with_list(offsets, lambda p: self._lib.incremental_assign(self._rk, p)), "taking partitions")
+
     def _still_member(self) -> bool:
         """Whether the group still knows this member. After a stall, ask: on the classic protocol librdkafka says `revoked`
         although another member owns everything already."""
         if self._fenced:
             return False
-        if time.monotonic() - self._served < self._stale_after or not self._mine:
+        if time.monotonic() - self._served < self._stale_after or not self._assigned:
             return True
-        tp, offset = next(iter((self._last_commit or self._mine).items()))
+        tp, offset = next(iter((self._last_commit or self._assigned).items()))
         if offset < 0:
             return True
         code = self._with_list({tp: offset}, lambda p: self._lib.commit(self._rk, p, 0))

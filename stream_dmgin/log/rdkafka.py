@@ -88,7 +88,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "error_destroy": (None, [C.c_void_p]),
     "pause_partitions": (C.c_int, [C.c_void_p, P_LIST]),
     "resume_partitions": (C.c_int, [C.c_void_p, P_LIST]),
-    "seek_partitions": (C.c_void_p, [C.c_void_p, P_LIST, C.c_int]),
+    "position": (C.c_int, [C.c_void_p, P_LIST]),
     "query_watermark_offsets": (C.c_int, [C.c_void_p, C.c_char_p, C.c_int32, C.POINTER(C.c_int64), C.POINTER(C.c_int64), C.c_int]),
     "consumer_poll": (C.c_void_p, [C.c_void_p, C.c_int]),
     "consume_batch_queue": (C.c_ssize_t, [C.c_void_p, C.c_int, C.c_void_p, C.c_size_t]),

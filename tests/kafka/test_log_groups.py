@@ -1,0 +1,140 @@
+"""Consumer groups on a real Kafka: co-partitioning, fencing, the newer protocol."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from stream_dmgin.errors import Fenced
+from stream_dmgin.log.base import TP, GroupReader, Log, TopicInfo, open_log
+
+pytestmark = pytest.mark.kafka
+TOPICS = ("impressions", "clicks", "post-clicks", "requests")
+PARTITIONS = 4
+
+
+class Member:
+    """Polls in the test's thread; notes what it is told. Offsets live in `store`, as the worker's do."""
+
+    def __init__(self, log: Log, group: str, topics: list[str], store: dict[TP, int]) -> None:
+        self.mine: set[TP] = set()
+        self.told: list[str] = []
+        self.read: list[tuple[str, int, int]] = []
+        self.store = store
+        self.reader: GroupReader = log.group_reader(group, topics, self)
+
+    def assigned(self, partitions: list[TP]) -> Mapping[TP, int]:
+        self.mine |= set(partitions)
+        self.told.append("assigned")
+        return {tp: self.store.get(tp, 0) for tp in partitions}
+
+    def revoked(self, partitions: list[TP]) -> None:
+        self.reader.commit({tp: self.store.get(tp, 0) for tp in partitions})
+        self.mine -= set(partitions)
+        self.told.append("revoked")
+
+    def lost(self, partitions: list[TP]) -> None:
+        self.mine -= set(partitions)
+        self.told.append("lost")
+
+    def poll(self) -> None:
+        batch = self.reader.poll(500, 0.02)
+        if batch is None:
+            return
+        for i in range(len(batch)):
+            tp = (batch.topics[batch.topic[i]], int(batch.partition[i]))
+            assert tp in self.mine, "a record of a partition that is not ours"
+            assert batch.offset[i] == self.store.get(tp, 0), "a gap or a repetition"
+            self.store[tp] = int(batch.offset[i]) + 1
+            self.read.append((*tp, int(batch.offset[i])))
+        batch.release()
+
+
+def until(members: list[Member], what: Callable[[], bool], seconds: float = 25.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited too long"
+        for m in members:
+            m.poll()
+
+
+def make(log: Log, prefix: str) -> list[str]:
+    names = [prefix + t for t in TOPICS]
+    log.create(TopicInfo(n, PARTITIONS, {}) for n in names)
+    return names
+
+
+PROTOCOLS: dict[str, dict[str, str]] = {"classic range": {}, "KIP-848 range": {"group.protocol": "consumer"}}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_equal_partition_numbers_stay_together_while_members_come_and_go(kafka: str, prefix: str, protocol: str) -> None:
+    with open_log("kafka://" + kafka, PROTOCOLS[protocol]) as log:
+        topics = make(log, prefix)
+        everyone = {(t, p) for t in topics for p in range(PARTITIONS)}
+        store: dict[TP, int] = {}
+        stop, written = threading.Event(), [0]
+
+        def write() -> None:
+            writer = log.writer()
+            while not stop.is_set():
+                for t in topics:
+                    for p in range(PARTITIONS):
+                        writer.append(t, b"k", b"v", partition=p)
+                        written[0] += 1
+                writer.flush()
+                time.sleep(0.005)
+            writer.close()
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            a = Member(log, prefix + "g", topics, store)
+            until([a], lambda: a.mine == everyone and len(a.read) > 200)
+            b = Member(log, prefix + "g", topics, store)
+            until([a, b], lambda: len(a.mine) == len(b.mine) == len(everyone) // 2)
+            for m in (a, b):
+                numbers = {p for _, p in m.mine}
+                assert m.mine == {(t, p) for t in topics for p in numbers}  # the same numbers of every topic
+            until([a, b], lambda: len(b.read) > 200)
+            a.reader.close()
+            assert a.mine == set() and a.told[-1] == "revoked"
+            until([b], lambda: b.mine == everyone)
+        finally:
+            stop.set()
+            thread.join()
+        until([b], lambda: len(a.read) + len(b.read) == written[0])
+        b.reader.close()
+        assert len({*a.read, *b.read}) == written[0]  # nothing twice, nothing missing
+
+
+def test_a_member_that_stalls_is_fenced_and_told_that_its_partitions_are_lost(kafka: str, prefix: str) -> None:
+    impatient = {"session.timeout.ms": "1500", "max.poll.interval.ms": "1500", "heartbeat.interval.ms": "300"}
+    with open_log("kafka://" + kafka, impatient) as log:
+        topics = make(log, prefix)
+        everyone = {(t, p) for t in topics for p in range(PARTITIONS)}
+        a = Member(log, prefix + "g", topics, {})
+        until([a], lambda: a.mine == everyone)
+        a.reader.commit({(topics[0], 0): 0})
+        a.poll()
+        b = Member(log, prefix + "g", topics, {})
+        until([b], lambda: b.mine == everyone)  # a doesn't poll
+        a.reader.commit({(topics[0], 0): 0})  # refused: seen by a later call
+        end = time.monotonic() + 10
+        with pytest.raises(Fenced):
+            while time.monotonic() < end:
+                time.sleep(0.05)
+                batch = a.reader.poll(10, 0)
+                assert batch is None
+                if "lost" in a.told:
+                    raise Fenced("told so")
+                a.reader.commit({(topics[0], 0): 0})
+        until([a, b], lambda: "lost" in a.told)
+        assert "revoked" not in a.told
+        until([a, b], lambda: len(a.mine) == len(b.mine) == len(everyone) // 2)  # it joins again
+        a.reader.commit({tp: 0 for tp in a.mine})
+        a.reader.close()
+        b.reader.close()
