@@ -36,11 +36,15 @@ class Stores:
         directory = Path(data_dir) / "state"
         try:
             meta = json.loads((directory / META).read_text())
-            return cls(directory, int(meta["partitions"]), str(meta["prefix"]), str(meta["groups"]), str(meta["groups_file"]))
+            return cls(
+                directory, int(meta["partitions"]), str(meta["prefix"]), str(meta["groups"]), str(meta["groups_file"])
+            )
         except FileNotFoundError:
             raise InputError(f"{data_dir} holds no state: give the --data-dir with which a worker has run") from None
         except (ValueError, KeyError, TypeError) as e:
-            raise FormatError(f"{directory / META} can't be understood ({e!r}): it was written by another version") from None
+            raise FormatError(
+                f"{directory / META} can't be understood ({e!r}): it was written by another version"
+            ) from None
 
     @cached_property
     def groups(self) -> GroupMap:

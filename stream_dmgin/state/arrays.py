@@ -1,0 +1,77 @@
+"""`UserArrays`: the state of users as fixed numpy arrays, for the features. Filled by `StateEngine.read`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_dmgin.features.spec import N_CLS
+from stream_dmgin.state.layout import GROUP_RING, HOT, USER_RING
+
+I64, U64, I32, U8 = NDArray[np.int64], NDArray[np.uint64], NDArray[np.int32], NDArray[np.uint8]
+
+
+@dataclass
+class UserArrays:
+    """Room for B users, G (at most 128) groups of each, L (at most 32) events of each group, 64 of each user's rings.
+
+    What lies beyond `n_groups`, `g_len`, `s_len` and `m_len` is undefined. Everything is newest first: groups by (last ts,
+    key), events by (ts, event-id hash). Times in ms; `dwell` and `value` (millionths) of an event are -1 where it has none;
+    item hashes are XXH64; `*_cls` are indexes in `spec.BEHAVIOUR_CLASSES`. `digest` is a hash of the user's whole hot state
+    (all 128 groups, all of the rings), whatever G and L are. `version` changes with each counted event.
+    """
+
+    n_events: I64
+    n_impressions: I64
+    last_ts: I64
+    last_event_ts: I64
+    last_impression_ts: I64
+    n_groups_total: I32
+    version: I64
+    digest: U64
+    n_groups: I32
+    g_key: U64
+    g_counts: I64
+    g_dwell_sum: I64
+    g_dwell_max: I64
+    g_value_sum: I64
+    g_first: I64
+    g_last: I64
+    g_len: I32
+    e_item: U64
+    e_cls: U8
+    e_ts: I64
+    e_dwell: I64
+    e_value: I64
+    s_len: I32
+    s_item: U64
+    s_cls: U8
+    s_ts: I64
+    s_dwell: I64
+    s_group: U64
+    m_len: I32
+    m_item: U64
+    m_ts: I64
+    addresses: I64 = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        names = [f.name for f in fields(self) if f.name != "addresses"]
+        shape = (*self.g_key.shape, self.e_item.shape[2])
+        self.addresses = np.array([*shape, *(getattr(self, n).ctypes.data for n in names)], np.int64)
+
+    @classmethod
+    def allocate(cls, users: int, groups: int = HOT, events: int = GROUP_RING) -> UserArrays:
+        """Arrays for `users` users; fewer groups and events than the state has are cheaper to fill."""
+        if not (1 <= groups <= HOT and 1 <= events <= GROUP_RING and users >= 1):
+            raise ValueError(f"UserArrays: {users} users, {groups} groups, {events} events: at most {HOT} groups, {GROUP_RING} events")
+        b, g, e, s = (users,), (users, groups), (users, groups, events), (users, USER_RING)
+        i64, u64, i32, u8 = np.int64, np.uint64, np.int32, np.uint8
+        z = np.zeros
+        return cls(
+            z(b, i64), z(b, i64), z(b, i64), z(b, i64), z(b, i64), z(b, i32), z(b, i64), z(b, u64), z(b, i32),
+            z(g, u64), z((*g, N_CLS), i64), z(g, i64), z(g, i64), z(g, i64), z(g, i64), z(g, i64), z(g, i32),
+            z(e, u64), z(e, u8), z(e, i64), z(e, i64), z(e, i64),
+            z(b, i32), z(s, u64), z(s, u8), z(s, i64), z(s, i64), z(s, u64), z(b, i32), z(s, u64), z(s, i64),
+        )  # fmt: skip

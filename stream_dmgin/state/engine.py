@@ -1,0 +1,564 @@
+"""`StateEngine`: the state of the users of one partition, in memory and in its own RocksDB directory.
+
+A write-back cache: events are folded in memory (`fold`), what changed is written with the next offsets in one atomic batch
+(`commit`), then cold users leave the memory until it fits the cap. One thread at a time. `fold` and `read` may load cold users
+from disk (tens of us each); `commit` writes; nothing else blocks. After a crash the directory holds some committed state with
+exactly its offsets. With `durable` (the default) a commit survives SIGKILL through the write-ahead log; without, the newest
+commits may be gone together with their offsets.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rocksdict import Rdict, WriteBatch
+
+from stream_dmgin.errors import ConfigError, StreamDmginError
+from stream_dmgin.features.spec import BEHAVIOUR_CLASSES, CLASS_OF_TYPE
+from stream_dmgin.groups.map import GroupMap
+from stream_dmgin.state import entry, fold, layout, readout, resolve, show
+from stream_dmgin.state import layout as at_
+from stream_dmgin.state.arrays import UserArrays
+from stream_dmgin.state.encode import OP_WORDS, encode_dirty
+from stream_dmgin.state.hash import ADDRESS_OF_BYTES
+from stream_dmgin.state.increments import RawIncrements, columns_of
+from stream_dmgin.state.memory import Memory
+from stream_dmgin.state.parse import EventColumns
+from stream_dmgin.state.store import open_store, write_options
+
+SIDE = b"x"  # prefix of the rows that callers keep in the store
+_CLICK, _ORDER, _ENGAGEMENT = 1, 2, 4
+_METRIC_BITS = {"click": _CLICK, "payment": _ORDER, "weak": _ENGAGEMENT, "strong": _ENGAGEMENT}
+_OFFSETS = struct.Struct("<5q")  # next offsets of the three event topics, users, epoch of the group map
+
+
+@dataclass(frozen=True, slots=True)
+class CommitStats:
+    """What a commit did. `bytes`: keys and values written; `evicted`: users that left the cache."""
+
+    users: int
+    rows: int
+    bytes: int
+    evicted: int
+    seconds: float
+
+
+class StateEngine:
+    """The state of one user-keyed partition. Open it with `StateEngine.open`."""
+
+    def __init__(self, db: Rdict | None, partition: int, groups: GroupMap, cache_bytes: int, read_only: bool, durable: bool,
+                 sync: bool) -> None:  # fmt: skip
+        self.partition, self.cache_bytes, self.read_only = partition, cache_bytes, read_only
+        self.durable = durable
+        self.published: dict[int, int] = {}
+        self._db = db
+        self._write_options = write_options(durable, sync)
+        self._side: dict[bytes, bytes] = {}  # rows of callers, in memory only
+        self._mem = Memory()
+        self._out, self._keys = np.zeros(1 << 17, np.int64), np.zeros(1 << 18, np.uint8)
+        self._ops = np.zeros(OP_WORDS << 13, np.int64)
+        self._items_written = self._types_written = self._types_known = 0
+        self._dirty_blocks: set[int] = set()
+        self._broken = False
+        self._evicted = 0
+        self._set_types()
+        if db is not None:
+            self._load_dictionaries(db)
+        self.groups = groups
+        self._use_groups(groups)
+
+    @classmethod
+    def open(
+        cls, path: str | Path | None, partition: int, groups: GroupMap, *, cache_bytes: int = 256 << 20,
+        read_only: bool = False, durable: bool = True, sync: bool = False,
+    ) -> StateEngine:  # fmt: skip
+        """Open or create the state of a partition; `path` None: in memory only.
+
+        `cache_bytes` caps the memory of cached users after each commit. `durable`: commits survive SIGKILL; `sync`: and
+        power loss, for an fsync a commit. `read_only` works beside a running worker and sees what was committed at opening.
+        Raises StoreBusy, FormatError, InputError, and ConfigError when `groups` moves items between groups.
+        """
+        db = None if path is None else open_store(Path(path), partition, read_only)
+        try:
+            return cls(db, partition, groups, cache_bytes, read_only, durable, sync)
+        except BaseException:
+            if db is not None:
+                db.close()
+            raise
+
+    # --- the event path -----------------------------------------------------------------------------------------------
+
+    @property
+    def offsets(self) -> dict[int, int]:
+        """Next offset of each event topic that isn't folded yet (in memory; committed by `commit`)."""
+        return dict(enumerate(self._mem.S.P[:3].tolist()))
+
+    def fold(self, cols: EventColumns, rows: NDArray[np.int32]) -> int:
+        """Fold these rows (of this partition, in batch order); events below `offsets` are skipped. Returns how many counted."""
+        mem, n = self._mem, len(rows)
+        M, P = mem.S.M, mem.S.P
+        if n == 0:
+            return 0
+        if int(cols.partition[rows[0]]) != self.partition:
+            raise ValueError(f"rows of partition {cols.partition[rows[0]]} given to the engine of partition {self.partition}")
+        rows = np.ascontiguousarray(rows, np.int32)
+        P[3:6] = [self.published.get(t, 0) for t in range(3)]
+        M[at_.M_CLOCK] += 1
+        scratch = mem.scratch(n)
+        i64 = np.int64
+        user_hash, user_addr = cols.user_hash.view(i64), cols.user_addr.view(i64)
+        item_hash, item_addr = cols.item_hash.view(i64), cols.item_addr.view(i64)
+        type_hash, type_addr = cols.type_hash.view(i64), cols.type_addr.view(i64)
+        slots, items, types, missing = scratch
+        M[at_.M_MISS] = start = 0
+        try:
+            while True:
+                code = resolve.resolve(
+                    mem.S, rows, cols.status, cols.topic, cols.offset, user_hash, user_addr, cols.user_len, item_hash,
+                    item_addr, cols.item_len, type_hash, type_addr, cols.type_len, self._map_keys, self._map_values,
+                    self._db is None, slots, items, types, missing, start,
+                )  # fmt: skip
+                if code == at_.DONE:
+                    break
+                start = int(M[at_.M_POS])
+                mem.grow(code)
+            if M[at_.M_TYPES] != self._types_known:
+                self._set_types()
+            if M[at_.M_MISS]:
+                self._load_missing(missing[: M[at_.M_MISS]])
+        except BaseException:
+            self._drop_unloaded(missing[: M[at_.M_MISS]])
+            raise
+        counted = start = 0
+        while True:
+            code, n = fold.fold_rows(
+                mem.S, rows, cols.status, cols.topic, cols.offset, cols.ts, cols.eid_hash.view(i64), cols.dwell, cols.value,
+                slots, items, types, start,
+            )  # fmt: skip
+            counted += n
+            if code == at_.DONE:
+                return counted
+            start = int(M[at_.M_POS])
+            if code == at_.NEED_SPILL:
+                self._load_spill(int(M[at_.M_NEED]))
+            else:
+                mem.grow(code)
+
+    def take_increments(self) -> RawIncrements:
+        """The increments of the shared counters folded since the last call, each (item, bucket, metric) once."""
+        S = self._mem.S
+        item, bucket, metric, count = columns_of(S.C)
+        S.C[:] = 0
+        S.M[at_.M_INCS] = 0
+        unique, index = np.unique(item, return_inverse=True)
+        hashes = S.I.reshape(-1, at_.IW)[unique, at_.I_HASH].view(np.uint64)
+        ids = [self._mem.item_id(int(i)) for i in unique]
+        return RawIncrements(ids, hashes, index.astype(np.int32), bucket, metric, count)
+
+    def commit(self, puts: Iterable[tuple[bytes, bytes]] = (), deletes: Iterable[bytes] = ()) -> CommitStats:
+        """Write what changed, the next offsets and the caller's side rows in one atomic batch; then bring the cache under its
+        cap. Raises StreamDmginError when the store can't be written: the engine is of no use then, open it again."""
+        begin = time.perf_counter()
+        users = int(self._mem.S.M[at_.M_NDIRTY])
+        if self._db is None:
+            entry.forget_deltas(self._mem.addresses)
+            for k in deletes:
+                self._side.pop(k, None)
+            self._side.update(puts)
+            return CommitStats(users, 0, 0, 0, time.perf_counter() - begin)
+        if self.read_only or self._broken:
+            raise StreamDmginError(
+                "the state is open read-only" if self.read_only else "an earlier commit failed: open the state again"
+            )
+        batch = WriteBatch(raw_mode=True)
+        self._broken = True
+        self._put_users(batch)
+        self._put_dictionaries(batch)
+        M = self._mem.S.M
+        batch.put(
+            at_.ROW_OFFSETS, _OFFSETS.pack(*self._mem.S.P[:3].tolist(), int(M[at_.M_USERS]), int(M[at_.M_EPOCH]))
+        )
+        for k in deletes:
+            batch.delete(SIDE + k)
+        for k, v in puts:
+            batch.put(SIDE + k, v)
+        rows, size = batch.len(), batch.size_in_bytes()
+        try:
+            self._db.write(batch, self._write_options)
+        except Exception as e:
+            raise StreamDmginError(f"partition {self.partition}: the state can't be written: {e}") from e
+        self._broken = False
+        return CommitStats(users, rows, size, self._evict(), time.perf_counter() - begin)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, user_ids: Sequence[bytes], out: UserArrays, at: int = 0) -> None:
+        """Fill rows at.. of `out` with these users, loading those that aren't cached; unknown users give empty rows."""
+        n = len(user_ids)
+        if at < 0 or at + n > len(out.n_events):
+            raise ValueError(f"read: {n} users from row {at} on don't fit {len(out.n_events)} rows")
+        ids = np.array([id(u) + ADDRESS_OF_BYTES for u in user_ids], np.int64)
+        lengths = np.array([len(u) for u in user_ids], np.int64)
+        rows, missing = np.arange(n), np.empty(n, np.int64)
+        self._mem.S.M[at_.M_CLOCK] += 1
+        m = readout.read_users(self._mem.addresses, ids, lengths, out.addresses, at, rows, missing)
+        if m:
+            rows = missing[:m].copy()
+            self._load_known([user_ids[i] for i in rows])
+            m = readout.read_users(self._mem.addresses, ids, lengths, out.addresses, at, rows, missing)
+            if m:
+                readout.read_unknown(self._mem.addresses, out.addresses, missing[:m] + at)
+
+    def version(self, user_id: bytes) -> int:
+        """A number that changes with each counted event of the user and each new group map; 0 for an unknown user."""
+        u = self._slot(user_id)
+        if u < 0:
+            return 0
+        S = self._mem.S
+        b = u * at_.UW
+        return int(S.U[b + at_.U_EVENTS] + S.U[b + at_.U_IMPRESSIONS] + (S.M[at_.M_EPOCH] << 44))
+
+    def show(self, user_id: str, limit: int | None = None) -> dict[str, Any] | None:
+        """The contract's `state show` document of a user (at most `limit` groups), without `partition` and `offsets`."""
+        u = self._slot(user_id.encode(), spill=True)
+        return None if u < 0 else show.document(self._mem, u, user_id, limit)
+
+    def canonical(self, user_id: str) -> bytes:
+        """Canonical bytes of the whole state of a user: equal if and only if the states are (docs/state.md); b"" if unknown."""
+        u = self._slot(user_id.encode(), spill=True)
+        return b"" if u < 0 else show.canonical(self._mem, u)
+
+    def users(self) -> Iterator[str]:
+        """All users, in no particular order. Uncommitted ones too."""
+        S = self._mem.S
+        U = S.U.reshape(-1, at_.UW)[: S.M[at_.M_UTOP]]
+        new = np.flatnonzero((U[:, at_.U_FLAGS] & (at_.LOADED | at_.ON_DISK)) == at_.LOADED)
+        fresh = [self._mem.user_id(int(u)).decode() for u in new]
+        for key, _ in self._rows(at_.ROW_BASE):
+            yield key[1:].decode()
+        yield from fresh
+
+    def count_users(self) -> int:
+        """How many users there are, uncommitted ones too."""
+        return int(self._mem.S.M[at_.M_USERS])
+
+    def stats(self) -> dict[str, Any]:
+        """Sizes and counts, for people and metrics. Bytes of memory are those of cached users."""
+        M = self._mem.S.M
+        out: dict[str, Any] = {
+            "users": self.count_users(), "users_cached": int(M[at_.M_USERS_CACHED]), "users_dirty": int(M[at_.M_NDIRTY]),
+            "groups_cached": int(M[at_.M_GROUPS]), "items": int(M[at_.M_ITEMS]), "types": int(M[at_.M_TYPES]),
+            "cache_bytes": self.cached_bytes(), "memory_bytes": self._mem.allocated(),
+            "events_uncommitted": int(M[at_.M_DTOP]), "users_loaded": int(M[at_.M_LOADED]), "users_evicted": self._evicted,
+            "duplicates": int(M[at_.M_DUPLICATES]), "offsets": self.offsets, "format": at_.STATE_FORMAT,
+            "groups": self.groups.id,
+        }  # fmt: skip
+        if self._db is not None:
+            for name in ("estimate-live-data-size", "total-sst-files-size", "estimate-num-keys"):
+                out[name.replace("-", "_")] = self._db.property_int_value(f"rocksdb.{name}") or 0
+        return out
+
+    def cached_bytes(self) -> int:
+        """Bytes of the cached users' state."""
+        return int(entry.used_bytes(self._mem.S))
+
+    @property
+    def pressure(self) -> float:
+        """Memory of cached users over the cap: above 1 a commit is due, since uncommitted users can't be evicted."""
+        return (self.cached_bytes() + int(self._mem.S.M[at_.M_DTOP]) * at_.DW * 8) / self.cache_bytes
+
+    # --- groups, side rows, end ---------------------------------------------------------------------------------------
+
+    def regroup(self, groups: GroupMap) -> None:
+        """Use a new or grown map: singleton groups whose item got a group merge, in memory now, on disk as users are loaded.
+
+        Raises ConfigError (nothing changed) when an item that this state knows is in another group than before: sums can't be
+        divided again, so such a map needs a rebuild from the log. An item that left the map keeps its group.
+        """
+        self._use_groups(groups)
+
+    def erase(self, user_id: str) -> bool:
+        """Delete a user's rows and forget it, in a commit of its own; whether there was one. What is uncommitted is committed."""
+        key = user_id.encode()
+        u = self._slot(key, spill=True)
+        if u < 0:
+            return False
+        self.commit()
+        M = self._mem.S.M
+        u = self._slot(key)
+        pages = int(self._mem.S.U[u * at_.UW + at_.U_PAGES])
+        M[at_.M_USERS] -= 1
+        entry.drop(self._mem.addresses, np.array([u], np.int64))
+        if self._db is None:
+            return True
+        batch = WriteBatch(raw_mode=True)
+        for k in [_base_key(key), *_delta_keys(key), *_spill_keys(key, pages)]:
+            batch.delete(k)
+        batch.put(
+            at_.ROW_OFFSETS, _OFFSETS.pack(*self._mem.S.P[:3].tolist(), int(M[at_.M_USERS]), int(M[at_.M_EPOCH]))
+        )
+        self._db.write(batch, self._write_options)
+        return True
+
+    def get(self, key: bytes) -> bytes | None:
+        """A side row."""
+        if self._db is None:
+            return self._side.get(key)
+        value: bytes | None = self._db.get(SIDE + key)
+        return value
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Side rows whose keys begin with `prefix`, in key order, as they are now."""
+        if self._db is None:
+            return iter(sorted((k, v) for k, v in self._side.items() if k.startswith(prefix)))
+        return iter([(k[len(SIDE) :], v) for k, v in self._rows(SIDE + prefix)])
+
+    @property
+    def store(self) -> Rdict | None:
+        """The RocksDB itself, for snapshots and compaction; None in memory."""
+        return self._db
+
+    def close(self) -> None:
+        """Close the store. What wasn't committed is forgotten. Idempotent."""
+        db, self._db = self._db, None
+        if db is not None:
+            if not self.read_only and not self.durable:
+                db.flush()
+            db.close()
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _slot(self, user_id: bytes, spill: bool = False) -> int:
+        """Slot of a user, loaded if need be; -1 if unknown."""
+        where = (id(user_id) + ADDRESS_OF_BYTES, len(user_id))
+        u = int(entry.cached_slot(self._mem.addresses, *where))
+        if u < 0:
+            self._load_known([user_id])
+            u = int(entry.cached_slot(self._mem.addresses, *where))
+        if u >= 0 and spill:
+            self._load_spill(u)
+        return u
+
+    def _rows(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Rows of the store with this prefix; the iterator is gone when the generator is."""
+        if self._db is None:
+            return
+        for key, value in self._db.items(from_key=prefix):
+            if not key.startswith(prefix):
+                break
+            yield key, value
+
+    def _load_missing(self, slots: NDArray[np.int64]) -> None:
+        """Load the users in these new slots; those without rows are new."""
+        assert self._db is not None
+        S = self._mem.S
+        ids = [self._mem.user_id(int(u)) for u in slots]
+        bases = self._db.get([_base_key(i) for i in ids])
+        known = [(int(u), i, b) for u, i, b in zip(slots, ids, bases, strict=True) if b is not None]
+        if len(known) < len(ids):
+            new = np.array([u for u, b in zip(slots, bases, strict=True) if b is None], np.int64) * at_.UW
+            S.U[new + at_.U_FLAGS] = at_.LIVE | at_.LOADED | at_.SPILL_LOADED
+            S.U[new + at_.U_EPOCH] = S.M[at_.M_EPOCH]
+            S.M[at_.M_USERS] += len(new)
+        if known:
+            self._load_rows(known)
+
+    def _load_known(self, ids: list[bytes]) -> None:
+        """Load those of these users that the store has."""
+        if self._db is None:
+            return
+        bases = self._db.get([_base_key(i) for i in ids])
+        known = []
+        for i, b in {i: b for i, b in zip(ids, bases, strict=True) if b is not None}.items():
+            while True:
+                code, u = entry.add_user(self._mem.addresses, id(i) + ADDRESS_OF_BYTES, len(i))
+                if code == at_.DONE:
+                    break
+                self._mem.grow(code)
+            known.append((int(u), i, b))
+        if not known:
+            return
+        try:
+            self._load_rows(known)
+        except BaseException:
+            self._drop_unloaded(np.array([u for u, _, _ in known], np.int64))
+            raise
+
+    def _load_rows(self, known: list[tuple[int, bytes, bytes]]) -> None:
+        """Fill slots from their base rows and delta rows: (slot, id, base row)."""
+        assert self._db is not None
+        deltas = self._db.get([k for _, i, _ in known for k in _delta_keys(i)])
+        parts: list[bytes] = []
+        index = np.zeros((7, len(known)), np.int64)
+        at = 0
+        for n, (_, _, base) in enumerate(known):
+            mine = [d for d in deltas[n * at_.DELTA_ROWS : (n + 1) * at_.DELTA_ROWS] if d is not None]
+            words = sum(map(len, mine)) // 8
+            base_words = len(base) // 8
+            index[:, n] = at, base_words, 0, -1, at + base_words, words, len(mine)
+            at += base_words + words
+            parts += [base, *mine]
+        R = np.frombuffer(b"".join([*parts, bytes(8)]), np.int64)
+        slots = np.array([u for u, _, _ in known], np.int64)
+        start = 0
+        while True:
+            code, start = entry.load_users(self._mem.addresses, slots, R, *index, start)
+            if code == at_.DONE:
+                return
+            if code == at_.NEED_SPILL:
+                _, user_id, base = known[start]
+                pages = self._pages(user_id, struct.unpack_from("<q", base)[0] >> 24 & 0xFFFF)
+                old = R[index[0, start] : index[0, start] + index[1, start] + index[5, start]]
+                index[:, start] = len(R), index[1, start], len(R) + len(old), len(pages), len(R) + index[1, start], *index[5:, start]
+                R = np.concatenate([R, old, pages, np.zeros(1, np.int64)])
+                R.flags.writeable = False
+            else:
+                self._mem.grow(code)
+
+    def _pages(self, user_id: bytes, pages: int) -> NDArray[np.int64]:
+        assert self._db is not None
+        rows = self._db.get(_spill_keys(user_id, pages)) if pages else []
+        return np.frombuffer(b"".join(r for r in rows if r), np.int64)
+
+    def _load_spill(self, u: int) -> None:
+        """Bring the spilled groups of a loaded user into memory, if they aren't."""
+        S = self._mem.S
+        b = u * at_.UW
+        if S.U[b + at_.U_FLAGS] & at_.SPILL_LOADED:
+            return
+        R = self._pages(self._mem.user_id(u), int(S.U[b + at_.U_PAGES]))
+        words = len(R)
+        R = np.frombuffer(R.tobytes() + bytes(8), np.int64)
+        while (code := entry.load_pages(self._mem.addresses, u, R, words)) != at_.DONE:
+            self._mem.grow(code)
+
+    def _drop_unloaded(self, slots: NDArray[np.int64]) -> None:
+        """Undo slots whose loading failed."""
+        flags = self._mem.S.U[slots * at_.UW + at_.U_FLAGS]
+        entry.drop(self._mem.addresses, np.ascontiguousarray(slots[(flags & at_.LOADED) == 0]))
+
+    def _set_types(self) -> None:
+        """Class and metrics of the type names that are new."""
+        T = self._mem.S.T
+        known = int(self._mem.S.M[at_.M_TYPES])
+        for t in [*range(self._types_known, known), at_.OTHER_TYPE]:
+            name = CLASS_OF_TYPE.get(self._mem.type_name(t), "other")
+            T[t * at_.TW + at_.T_CLASS] = BEHAVIOUR_CLASSES.index(name)
+            T[t * at_.TW + at_.T_METRICS] = _METRIC_BITS.get(name, 0)
+        self._types_known = known
+
+    def _use_groups(self, groups: GroupMap) -> None:
+        S = self._mem.S
+        n = int(S.M[at_.M_ITEMS])
+        table = S.I.reshape(-1, at_.IW)[:n]
+        before = table[:, at_.I_GROUP]
+        after = groups.lookup_hashes(np.ascontiguousarray(table[:, at_.I_HASH]).view(np.uint64)).astype(np.int64)
+        moved = np.flatnonzero((before >= 0) & (after >= 0) & (before != after))
+        if len(moved):
+            i = int(moved[0])
+            raise ConfigError(
+                "groups", groups.id,
+                f"it moves {len(moved)} items of partition {self.partition} to other groups (item {self._mem.item_id(i).decode()}"
+                f" from {before[i]} to {after[i]}): rebuild the state under this map with `state rebuild`, or give a map that"
+                " extends the old one",
+            )  # fmt: skip
+        self.groups, self._map_keys, self._map_values = groups, groups.keys.view(np.int64), groups.values
+        grown = np.flatnonzero((before < 0) & (after >= 0))
+        if not len(grown):
+            return
+        table[grown, at_.I_GROUP] = after[grown]
+        self._dirty_blocks.update(np.unique(grown // at_.ITEM_BLOCK).tolist())
+        S.M[at_.M_EPOCH] += 1
+        start = 0
+        while True:
+            code, start = entry.merge_users(self._mem.addresses, start, int(S.M[at_.M_UTOP]))
+            if code == at_.DONE:
+                return
+            if code == at_.NEED_SPILL:
+                self._load_spill(start)
+            else:
+                self._mem.grow(code)
+
+    def _put_users(self, batch: WriteBatch) -> None:
+        """Rows of the users that changed."""
+        M = self._mem.S.M
+        start = 0
+        while True:
+            code, words, key_bytes, ops = encode_dirty(self._mem.S, start, self._out, self._keys, self._ops)
+            values, keys = self._out[:words].tobytes(), self._keys[:key_bytes].tobytes()
+            put, delete = batch.put, batch.delete
+            for _, k, kn, v, vn in self._ops[: ops * OP_WORDS].reshape(-1, OP_WORDS).tolist():
+                if vn < 0:
+                    delete(keys[k : k + kn])
+                else:
+                    put(keys[k : k + kn], values[v : v + vn])
+            if code == at_.DONE:
+                return
+            start = int(M[at_.M_POS])
+            if ops == 0:
+                need = int(M[at_.M_NEED]) + 4096
+                self._out, self._keys = np.zeros(max(need, len(self._out)), np.int64), np.zeros(max(need, len(self._keys)), np.uint8)
+                self._ops = np.zeros(-(-max(need, len(self._ops)) // OP_WORDS) * OP_WORDS, np.int64)
+
+    def _put_dictionaries(self, batch: WriteBatch) -> None:
+        """Rows of new items and types, and of items whose group changed."""
+        mem, size = self._mem, at_.ITEM_BLOCK
+        n, types = int(mem.S.M[at_.M_ITEMS]), int(mem.S.M[at_.M_TYPES])
+        if n > self._items_written:
+            self._dirty_blocks.update(range(self._items_written // size, (n - 1) // size + 1))
+        for block in self._dirty_blocks:
+            batch.put(at_.ROW_ITEMS + struct.pack(">I", block), mem.items_row(block * size, min(n, (block + 1) * size)))
+        for t in range(self._types_written, types):
+            batch.put(at_.ROW_TYPE + bytes([t]), mem.type_name(t).encode())
+        self._dirty_blocks = set()
+        self._items_written, self._types_written = n, types
+
+    def _load_dictionaries(self, db: Rdict) -> None:
+        """Items, types and offsets at opening."""
+        mem = self._mem
+        for _, row in self._rows(at_.ROW_ITEMS):
+            mem.add_items_row(row)
+        for _, name in self._rows(at_.ROW_TYPE):
+            resolve.type_number(mem.S, int(np.uint64(_hash(name)).view(np.int64)), id(name) + ADDRESS_OF_BYTES, len(name))
+        self._items_written, self._types_written = int(mem.S.M[at_.M_ITEMS]), int(mem.S.M[at_.M_TYPES])
+        self._set_types()
+        raw = db.get(at_.ROW_OFFSETS)
+        if raw is not None:
+            *mem.S.P[:3], mem.S.M[at_.M_USERS], mem.S.M[at_.M_EPOCH] = _OFFSETS.unpack(raw)
+
+    def _evict(self) -> int:
+        """Drop the users that were longest without an event or a read until the cache is a fifth under its cap."""
+        if self.cached_bytes() <= self.cache_bytes:
+            return 0
+        S = self._mem.S
+        U = S.U.reshape(-1, at_.UW)[: S.M[at_.M_UTOP]]
+        cached = np.flatnonzero(U[:, at_.U_FLAGS] & at_.LOADED)
+        order = cached[np.argsort(U[cached, at_.U_CLOCK], kind="stable")]
+        gone = int(entry.evict(self._mem.addresses, order, self.cache_bytes * 4 // 5))
+        self._evicted += gone
+        return gone
+
+
+def _hash(name: bytes) -> int:
+    from stream_dmgin.state.hash import hash64
+
+    return hash64(name)
+
+
+def _base_key(user_id: bytes) -> bytes:
+    return layout.ROW_BASE + user_id
+
+
+def _delta_keys(user_id: bytes) -> list[bytes]:
+    return [layout.ROW_DELTA + user_id + bytes((0, k)) for k in range(layout.DELTA_ROWS)]
+
+
+def _spill_keys(user_id: bytes, pages: int) -> list[bytes]:
+    return [layout.ROW_SPILL + user_id + b"\0" + struct.pack(">H", p) for p in range(pages)]

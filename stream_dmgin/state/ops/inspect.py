@@ -1,0 +1,109 @@
+"""Looking into the stores: one user, all users, sizes. Read-only, also beside a running worker. Control path."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stream_dmgin.state.engine import StateEngine, UserArrays
+from stream_dmgin.state.ops.stores import Stores
+
+HOT_GROUPS = 128
+BLOCK = 500  # users read at a time
+PROPERTIES = {
+    "keys_estimate": "rocksdb.estimate-num-keys",
+    "sst_bytes": "rocksdb.total-sst-files-size",
+    "live_bytes_estimate": "rocksdb.estimate-live-data-size",
+    "pending_compaction_bytes": "rocksdb.estimate-pending-compaction-bytes",
+    **{f"files_level_{k}": f"rocksdb.num-files-at-level{k}" for k in range(7)},
+}
+
+
+def show_user(stores: Stores, user_id: str, limit: int | None = None) -> dict[str, Any] | None:
+    """The contract's `state show` document; None for a user without events in the store here. `limit`: groups."""
+    p = stores.partition_of(user_id)
+    if p not in stores.present():
+        return None
+    engine = stores.open(p)
+    try:
+        found = engine.show(user_id, limit)
+        if found is None:
+            return None
+        return {"user_id": user_id, "partition": p, "offsets": stores.offsets(engine), **found}
+    finally:
+        engine.close()
+
+
+def list_users(stores: Stores, limit: int | None = None, partition: int | None = None) -> dict[str, Any]:
+    """`users`: at most `limit` ids with their partitions; `total`: how many there are."""
+    out: list[dict[str, Any]] = []
+    total = 0
+    for p in stores.present() if partition is None else sorted({partition} & set(stores.present())):
+        engine = stores.open(p)
+        try:
+            total += engine.count_users()
+            room = None if limit is None else limit - len(out)
+            out += [{"user_id": u, "partition": p} for u in islice(engine.users(), room)]
+        finally:
+            engine.close()
+    return {"users": out, "total": total}
+
+
+def statistics(stores: Stores, sample: int) -> dict[str, Any]:
+    """Per partition and over all: users, offsets, sizes, RocksDB's own figures; from `sample` users a partition: how many
+    events and groups users have."""
+    partitions = []
+    events: list[int] = []
+    groups: list[int] = []
+    for p in stores.present():
+        engine = stores.open(p)
+        try:
+            e, g = _lives(engine, sample)
+            events += e
+            groups += g
+            partitions.append({
+                "partition": p, "users": engine.count_users(), "offsets": stores.offsets(engine), **_sizes(stores.path(p)),
+                "store": engine.stats(),
+            })  # fmt: skip
+        finally:
+            engine.close()
+    return {
+        "data_dir": str(stores.directory.parent),
+        "groups": stores.groups_id,
+        "partitions_in_topics": stores.partitions,
+        "users": sum(p["users"] for p in partitions),
+        "bytes": sum(p["bytes"] for p in partitions),
+        "users_looked_into": len(events),
+        "events_per_user": _spread(events),
+        "groups_per_user": _spread(groups),
+        "users_with_spilled_groups": sum(g > HOT_GROUPS for g in groups),
+        "partitions": partitions,
+    }
+
+
+def _lives(engine: StateEngine, sample: int) -> tuple[list[int], list[int]]:
+    """Events (clicks, post-clicks and impressions) and groups of the first users of the store."""
+    users = [u.encode() for u in islice(engine.users(), sample)]
+    arrays = UserArrays(min(BLOCK, max(1, len(users))))
+    events: list[int] = []
+    groups: list[int] = []
+    for at in range(0, len(users), BLOCK):
+        part = users[at : at + BLOCK]
+        engine.read(part, arrays)
+        events += (arrays.n_events[: len(part)] + arrays.n_impressions[: len(part)]).tolist()
+        groups += arrays.n_groups_total[: len(part)].tolist()
+    return events, groups
+
+
+def _spread(x: list[int]) -> dict[str, int]:
+    if not x:
+        return {}
+    return {"median": int(np.median(x)), "p99": int(np.quantile(x, 0.99)), "max": max(x)}
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    sizes = [(f.suffix, f.stat().st_size) for f in path.iterdir() if f.is_file()]
+    return {"bytes": sum(n for _, n in sizes), "sst_files": sum(s == ".sst" for s, _ in sizes)}

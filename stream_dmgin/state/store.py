@@ -1,0 +1,96 @@
+"""One RocksDB directory: opening it, its options, and errors in the product's words. Rows are described in docs/state.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rocksdict import AccessType, BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteOptions
+
+from stream_dmgin.errors import FormatError, InputError, StoreBusy, StreamDmginError
+from stream_dmgin.state.layout import ROW_META, STATE_FORMAT
+
+WRITE_BUFFER = 8 << 20  # bytes; two a store, so that 64 stores fit
+BLOCK_CACHE = 8 << 20
+
+
+def options(create: bool) -> Options:
+    """Options of a store: small buffers, LZ4, bloom filters (a new user costs one filter look-up, not a read)."""
+    o = Options(raw_mode=True)
+    o.create_if_missing(create)
+    o.set_write_buffer_size(WRITE_BUFFER)
+    o.set_max_write_buffer_number(3)
+    o.set_max_background_jobs(2)
+    o.set_compression_type(DBCompressionType.lz4())
+    o.set_target_file_size_base(16 << 20)
+    o.set_max_bytes_for_level_base(64 << 20)
+    o.set_max_total_wal_size(32 << 20)
+    o.set_keep_log_file_num(2)
+    o.set_max_log_file_size(1 << 20)
+    o.set_stats_dump_period_sec(0)
+    o.set_stats_persist_period_sec(0)
+    table = BlockBasedOptions()
+    table.set_block_cache(Cache(BLOCK_CACHE))
+    table.set_bloom_filter(10, False)
+    table.set_block_size(16 << 10)
+    table.set_format_version(5)
+    o.set_block_based_table_factory(table)
+    return o
+
+
+def open_store(path: Path, partition: int, read_only: bool) -> Rdict:
+    """Open or create the store of one partition. Raises StoreBusy, FormatError, InputError."""
+    exists = (path / "CURRENT").exists()
+    if read_only and not exists:
+        raise InputError(f"{path}: there is no state here: run the worker, or name its data directory with --data-dir")
+    if not read_only:
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        access = AccessType.read_only(False) if read_only else AccessType.read_write()
+        db = Rdict(str(path), options(not read_only), access_type=access)
+    except Exception as e:  # rocksdict raises Exception itself
+        text = str(e)
+        if "lock" in text.lower():
+            raise StoreBusy(f"{path}: another process (or engine) holds this store: stop it, or open read-only") from None
+        raise StreamDmginError(f"{path}: the store can't be opened: {text}") from e
+    try:
+        check_format(db, path, partition, exists)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def check_format(db: Rdict, path: Path, partition: int, exists: bool) -> None:
+    """Check the meta row, or write it into a new store."""
+    raw = db.get(ROW_META)
+    if raw is None:
+        if exists and next(iter(db.keys()), None) is not None:
+            raise FormatError(f"{path}: this is not a state of stream-dmgin: name another directory")
+        db[ROW_META] = json.dumps({"format": STATE_FORMAT, "partition": partition}).encode()
+        return
+    try:
+        meta: dict[str, Any] = json.loads(raw)
+        found, of = int(meta["format"]), int(meta["partition"])
+    except (ValueError, KeyError, TypeError):
+        raise FormatError(f"{path}: the meta row can't be read: restore a snapshot or rebuild this state") from None
+    if found > STATE_FORMAT:
+        raise FormatError(
+            f"{path}: the state has format {found}, this version reads up to {STATE_FORMAT}: upgrade stream-dmgin, or rebuild"
+            " the state from the log in an empty data directory"
+        )
+    if found < STATE_FORMAT:
+        raise FormatError(f"{path}: the state has format {found}, older than {STATE_FORMAT}: rebuild it with `state rebuild`")
+    if of != partition:
+        raise FormatError(f"{path}: this is the state of partition {of}, not {partition}")
+
+
+def write_options(durable: bool, sync: bool) -> WriteOptions:
+    """With the write-ahead log (survives SIGKILL; `sync`: power loss too) or without it."""
+    w = WriteOptions()
+    if durable:
+        w.sync = sync
+    else:
+        w.disable_wal(True)
+    return w
