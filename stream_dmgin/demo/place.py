@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stream_dmgin import topics as names
+from stream_dmgin.demo.watcher import written
 from stream_dmgin.errors import UsageError
 from stream_dmgin.log import broker
 from stream_dmgin.log.base import Log, open_log
@@ -43,7 +44,7 @@ def choose(settings: Settings, auto: bool, stack: ExitStack, say: Callable[[str]
     log = stack.enter_context(open_log(url, settings.kafka))
     prefix = settings.prefix
     there = log.topics()
-    if any(sum(log.ends(t).values()) for t in map(settings.topic, names.ALL) if t in there):
+    if any(written(log, t) for t in map(settings.topic, names.ALL) if t in there):
         prefix = f"{prefix}demo-{stamp}."
         say(f"the log holds topics of {settings.prefix!r} with records: this demo writes to {prefix}*")
     return Place(

@@ -25,7 +25,7 @@ from stream_dmgin.demo.probe import Probe, free_port
 from stream_dmgin.demo.processes import Child
 from stream_dmgin.demo.tally import Quality, Tally
 from stream_dmgin.demo.view import Screen
-from stream_dmgin.demo.watcher import Watcher
+from stream_dmgin.demo.watcher import Watcher, written
 from stream_dmgin.errors import StreamDmginError
 from stream_dmgin.settings import Settings
 from stream_dmgin.simulator.city import City, build_city
@@ -78,6 +78,8 @@ def run(
         ensure_topics(place)
         write_groups(city, directory / "groups.csv")
         tally = Tally()
+        for topic in names.ALL:  # all have leaders before anyone else asks
+            written(place.log, place.settings.topic(topic))
         watcher = Watcher(place.log, place.settings, tally, directory / "oracle.jsonl")
         stack.callback(watcher.close)
         probe = Probe(f"127.0.0.1:{free_port()}")
@@ -124,9 +126,9 @@ class _Demo:
 
     def warm(self, go: Path) -> None:
         """Until the histories are written and folded, and read here."""
-        written = go.with_name(go.name + ".waiting")
+        waiting = go.with_name(go.name + ".waiting")
         for _ in self._steps(READY_S, "the worker did not catch up with the histories"):
-            done = written.exists()
+            done = waiting.exists()
             self.screen.phase = "folding histories" if done else "writing histories"
             self.screen.history = sum(self._tally.events.values())
             if done and self._probe.ready() and self._lag() == 0 and self.screen.history == self._written():
@@ -147,10 +149,9 @@ class _Demo:
     def drain(self) -> None:
         """Until every request has its score."""
         self.screen.phase = "waiting for the last scores"
-        topic = self._place.settings.topic(names.REQUESTS)
         end = time.monotonic() + DRAIN_S
         for _ in self._steps(DRAIN_S + 5, "the last requests were not read"):
-            asked = sum(self._place.log.ends(topic).values())
+            asked = self._watcher.written(names.REQUESTS)
             if (self._tally.requests >= asked and not self._tally.unanswered()) or time.monotonic() > end:
                 break
         self._watcher.read_truth()
@@ -188,8 +189,7 @@ class _Demo:
         return None if read is None else max(0, self._written() - read)
 
     def _written(self) -> int:
-        settings = self._place.settings
-        return sum(sum(self._place.log.ends(settings.topic(t)).values()) for t in names.EVENTS)
+        return self._watcher.written(*names.EVENTS)
 
     def outcome(self) -> Outcome:
         """The summary's figures, over the live part."""
@@ -197,11 +197,20 @@ class _Demo:
         ms = t.latencies()
         events = self._written() - self._history
         numbers = {
-            "log": self._place.settings.log, "events": events, "requests": t.requests, "scores": t.scores,
-            "dead_letters": self._watcher.dead_letters(), "events_per_s": _figure(events / max(self._live_s, 1e-9), 1),
-            "p50_ms": _figure(_percentile(ms, 50), 1), "p99_ms": _figure(_percentile(ms, 99), 1), "auc": _figure(q.auc, 4), "logloss": _figure(q.logloss, 4),
-            "ece": _figure(q.ece, 4), "oracle_logloss": _figure(q.oracle_logloss, 4), "floor_logloss": _figure(q.floor_logloss, 4),
-        }  # fmt: skip
+            "log": self._place.settings.log,
+            "events": events,
+            "requests": t.requests,
+            "scores": t.scores,
+            "dead_letters": self._watcher.dead_letters(),
+            "events_per_s": _figure(events / max(self._live_s, 1e-9), 1),
+            "p50_ms": _figure(_percentile(ms, 50), 1),
+            "p99_ms": _figure(_percentile(ms, 99), 1),
+            "auc": _figure(q.auc, 4),
+            "logloss": _figure(q.logloss, 4),
+            "ece": _figure(q.ece, 4),
+            "oracle_logloss": _figure(q.oracle_logloss, 4),
+            "floor_logloss": _figure(q.floor_logloss, 4),
+        }
         return Outcome(numbers, self._place, q, self._history, dict(t.statuses), sorted(t.models), self._times)
 
 

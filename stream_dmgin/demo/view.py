@@ -89,15 +89,15 @@ class Screen:
 
     def _flow(self) -> RenderableType:
         g = Table.grid(padding=(0, 1))
-        g.add_column(style="dim")
-        g.add_column(justify="right")
+        g.add_column(style="dim", no_wrap=True, min_width=12)
+        g.add_column(justify="right", no_wrap=True, min_width=7)
         g.add_column(style="green", no_wrap=True)
         for name in ("events", "requests", "scores"):
             r = self.rates[name]
             g.add_row(f"{name}/s", f"{r.value:,.0f}", sparkline(list(r.points)))
-        g.add_row("history", f"{self.history:,}", Text("events before the demo began", "dim"))
+        g.add_row("history", f"{self.history:,}", Text("events of the past", "dim"))
         waiting = self.tally.unanswered()
-        g.add_row("lag", f"{self.lag:,}", Text(f"events unread by the worker; {waiting} requests open", "dim"))
+        g.add_row("lag", f"{self.lag:,}", Text(f"unread; {waiting} requests open", "dim"))
         g.add_row("dead letters", Text(f"{self.dead:,}", "red" if self.dead else "default"), "")
         return Panel(g, title="click to score", title_align="left", border_style="dim", height=8)
 
@@ -194,4 +194,4 @@ def sparkline(values: list[float]) -> str:
 def bar(share: float, width: int, style: str = "green") -> Text:
     """A bar filled to `share` (0 to 1)."""
     n = round(width * min(1.0, max(0.0, share)))
-    return Text("━" * n, style).append("━" * (width - n), "grey23")
+    return Text("━" * n, style).append("╌" * (width - n), "grey35")

@@ -8,16 +8,19 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from stream_dmgin import topics as names
 from stream_dmgin.demo.tally import Tally
+from stream_dmgin.errors import LogUnavailable
 from stream_dmgin.log.base import Batch, Log
 from stream_dmgin.records import decode_score
 from stream_dmgin.settings import Settings
 
 POLL_S = 0.05
+T = TypeVar("T")
 
 
 class _Seen(msgspec.Struct):
@@ -30,6 +33,23 @@ class _Asked(msgspec.Struct):
     ts: int
     candidates: list[str]
     context: dict[str, str | float] = {}
+
+
+def patient(ask: Callable[[], T], seconds: float = 20.0) -> T:
+    """The answer of a log that may be away for a moment (a topic just made may have no leader yet). Blocks; raises LogUnavailable."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return ask()
+        except LogUnavailable:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+
+
+def written(log: Log, topic: str) -> int:
+    """Records that a topic holds or held."""
+    return sum(patient(lambda: log.ends(topic)).values())
 
 
 class Watcher:
@@ -71,16 +91,19 @@ class Watcher:
 
     def dead_letters(self) -> int:
         """Records in the dead letters."""
-        topic = self._settings.topic(names.DEAD_LETTERS)
-        return sum(self._log.ends(topic).values()) - sum(self._log.begins(topic).values())
+        return self.written(names.DEAD_LETTERS)
+
+    def written(self, *topics: str) -> int:
+        """Records that these topics hold."""
+        return sum(written(self._log, self._settings.topic(t)) for t in topics)
 
     def _run(self, topics: tuple[str, ...], take: Callable[[Batch], None]) -> None:
         try:
             full = [self._settings.topic(t) for t in topics]
-            partitions = {t: self._log.ends(t) for t in full}
+            there = patient(self._log.topics)
             reader = self._log.reader(full)
             try:
-                reader.assign({(t, p): 0 for t in full for p in partitions[t]})
+                reader.assign({(t, p): 0 for t in full for p in range(there[t].partitions)})
                 while not self._stop.is_set():
                     batch = reader.poll(5000, POLL_S)
                     if batch is not None:
