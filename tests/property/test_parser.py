@@ -8,12 +8,13 @@ import random
 import struct
 from typing import Any
 
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stream_dmgin import records
 from stream_dmgin.errors import RecordError
 from stream_dmgin.log.base import Record, batch_of
+from tests.effort import examples
 from tests.parsed import NAMES, Parsed, expected, parse_many
 
 T = 1_760_000_000_000
@@ -182,7 +183,7 @@ def agree(values: list[bytes], r: random.Random) -> None:
             assert isinstance(got, RecordError) and got.reason == "ts", row
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(300)
 @given(st.lists(events(), min_size=1, max_size=12), st.integers(0, 2**32 - 1))
 @example([{"user_id": "u", "item_id": "i", "ts": 2**47}], 5)
 def test_well_formed_bytes(values: list[Any], seed: int) -> None:
@@ -190,7 +191,7 @@ def test_well_formed_bytes(values: list[Any], seed: int) -> None:
     agree([encode(v, r) for v in values], r)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(150)
 @given(st.lists(events(), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
 def test_damaged_bytes(values: list[Any], seed: int) -> None:
     r = random.Random(seed)
@@ -198,7 +199,7 @@ def test_damaged_bytes(values: list[Any], seed: int) -> None:
     agree([damage(r.choice(whole), r) for _ in range(60)], r)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.lists(st.binary(max_size=40), max_size=50), st.integers(0, 2**32 - 1))
 def test_noise(values: list[bytes], seed: int) -> None:
     agree(values, random.Random(seed))

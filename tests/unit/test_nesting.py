@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stream_dmgin.nesting import deeper_than
+from tests.effort import examples
 from tests.property.test_parser import anything, encode
 
 
@@ -20,7 +21,7 @@ def depth(x: Any) -> int:
     return 0
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(anything, st.integers(0, 2**32))
 def test_it_counts_as_recursion_would(x: Any, seed: int) -> None:
     b, n = encode(x, random.Random(seed)), depth(x)
