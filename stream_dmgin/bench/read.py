@@ -21,7 +21,7 @@ from stream_dmgin.features.build import FeatureBuilder
 from stream_dmgin.features.inputs import Inputs
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.state.engine import StateEngine
-from stream_dmgin.state.readout import UserArrays
+from stream_dmgin.state.arrays import UserArrays
 
 ROUNDS = 400
 
@@ -52,7 +52,7 @@ def measure(lives: list[int], users: int = 8, candidates: int = 100, spec: Input
 class _Reader:
     def __init__(self, people: Population, spec: InputSpec, candidates: int) -> None:
         self._people = people
-        self._arrays = UserArrays(1, spec.groups, spec.events)
+        self._arrays = UserArrays.allocate(1, spec.groups, spec.events)
         self._inputs = Inputs.allocate(spec, 1, candidates)
         self._builder = FeatureBuilder(spec, people.catalogue, people.counters, people.groups)
         r = random.Random(3)
@@ -80,7 +80,7 @@ class _Reader:
 
 def _cold(path: Path, people: Population, spec: InputSpec, life: int) -> float:
     """Median microseconds of the first read of a user by an engine just opened; RocksDB's files are in the page cache."""
-    arrays = UserArrays(1, spec.groups, spec.events)
+    arrays = UserArrays.allocate(1, spec.groups, spec.events)
     engine = StateEngine.open(path, 0, people.groups)
     engine.read([b"nobody"], arrays, 0)
     spent = []

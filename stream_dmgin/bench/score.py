@@ -23,7 +23,7 @@ from stream_dmgin.features.inputs import Inputs
 from stream_dmgin.models.registry import load_model
 from stream_dmgin.scoring.engine import choose_engine
 from stream_dmgin.scoring.scorer import Ask, Scorer
-from stream_dmgin.state.readout import UserArrays
+from stream_dmgin.state.arrays import UserArrays
 
 LIVES = [100, 1_000, 10_000]
 USERS = 40
@@ -93,7 +93,7 @@ def measure(model_id: str, data_dir: Path, requests: int = 300, candidates: int 
 def _whole(scorer: Scorer, network: Any, people: Any, asks: list[Ask]) -> list[float]:
     """Milliseconds a request of the rival: read, features, and the network's own forward over the padded inputs."""
     spec = scorer.engine.spec
-    arrays, inputs = UserArrays(1, spec.groups, spec.events), Inputs.allocate(spec, 1, len(asks[0].candidates))
+    arrays, inputs = UserArrays.allocate(1, spec.groups, spec.events), Inputs.allocate(spec, 1, len(asks[0].candidates))
     builder = FeatureBuilder(spec, people.catalogue, people.counters, people.groups)
     spent = []
     with torch.inference_mode():
