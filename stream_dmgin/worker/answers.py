@@ -118,7 +118,7 @@ class Answers:
     def _provenance(self, owned: Owned, digest: str | None) -> Provenance:
         offsets = owned.engine.offsets
         return Provenance(
-            {t: offsets.get(n, 0) for n, t in self._names},
+            {t: offsets[n] for n, t in self._names},
             {self._counters_topic: self._shared.counters_offset},
             STATE_FORMAT,
             digest,

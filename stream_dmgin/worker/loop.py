@@ -102,11 +102,10 @@ class Loop:
         t0 = time.perf_counter()
         columns, malformed = parse_events(batch, self._numbers)
         t1 = time.perf_counter()
-        ok = columns.status == 0
         is_event = batch.topic < N_EVENT_TOPICS
         n_events = int(is_event.sum())
         if n_events:
-            rows = np.flatnonzero(ok & is_event).astype(np.int32)
+            rows = np.flatnonzero(is_event).astype(np.int32)  # malformed ones too: the fold moves over their offsets
             of = batch.partition[rows]
             for p in np.unique(of):
                 owned = self._partitions.owned.get(int(p))
@@ -116,12 +115,8 @@ class Loop:
                     self._health.metrics.events.inc(counted)
             self.totals.events += n_events
             for i, error in malformed:
-                self._divert(batch.record(i), error)
-                owned = self._partitions.owned.get(int(batch.partition[i]))
-                if owned is not None:
-                    t, following = int(batch.topic[i]), int(batch.offset[i]) + 1
-                    owned.engine.offsets[t] = max(owned.engine.offsets.get(t, 0), following)
-                    owned.dirty = True
+                if int(batch.partition[i]) in self._partitions.owned:
+                    self._divert(batch.record(i), error)
         observe("parse").observe(t1 - t0)
         observe("fold").observe(time.perf_counter() - t1)
         if n_events < len(batch) and self._answers is not None:
@@ -288,7 +283,8 @@ class Loop:
     def offsets_of(self, o: Owned) -> dict[TP, int]:
         """What the group is told, for its lag displays: the store's own offsets decide."""
         names = self._partitions.names
-        out = {(t, o.partition): o.engine.offsets[n] for t, n in names.items() if n in o.engine.offsets}
+        offsets = o.engine.offsets
+        out = {(t, o.partition): offsets[n] for t, n in names.items()}
         if self._answers is not None:
             out[self._requests_topic, o.partition] = o.saved_requests
         return out

@@ -71,7 +71,8 @@ class Owned:
         """Records to fold before the state is as fresh as the log was at assignment."""
         if not self.restoring:
             return 0
-        left = sum(max(0, end - self.engine.offsets.get(t, 0)) for t, end in self._caught_up_at.items())
+        offsets = self.engine.offsets
+        left = sum(max(0, end - offsets[t]) for t, end in self._caught_up_at.items())
         self.restoring = left > 0
         return left
 
@@ -164,7 +165,7 @@ class Partitions:
 
     def next_offset(self, o: Owned, topic: str) -> int:
         """Next offset of a topic to fold, or to take as a request."""
-        return o.answered.next if topic == self.requests_topic else o.engine.offsets.get(self.names[topic], 0)
+        return o.answered.next if topic == self.requests_topic else o.engine.offsets[self.names[topic]]
 
     def reached(self, ends: Mapping[TP, int]) -> bool:
         """Whether every owned partition is folded and answered up to these ends; not before there are owned ones."""
@@ -198,16 +199,17 @@ class Partitions:
     ) -> None:
         path = store_path(self._dir, p)
         engine = _open_waiting(path, p, self._groups, self._cache_bytes)
+        row = engine.get(REQUESTS_ROW)  # every commit writes it
+        offsets = engine.offsets
         for t, n in self.names.items():
-            have = engine.offsets.get(n)
-            if have is not None and have < begins[t][p]:
+            have = offsets[n]
+            if row is not None and have < begins[t][p]:
                 raise StreamDmginError(
                     f"{t}/{p}: the store has folded up to offset {have}, but the log now begins at {begins[t][p]}: records "
                     f"between are gone. Either restore a newer store, or accept the loss by removing {path} (a rebuild from what is left)"
                 )
-            if have is None and begins[t][p] > 0:
+            if row is None and begins[t][p] > 0:
                 log_.warning("%s/%d begins at offset %d: what was before is not in the state", t, p, begins[t][p])
-        row = engine.get(REQUESTS_ROW)
         o = Owned(
             p,
             engine,

@@ -59,7 +59,8 @@ class Shared(Followed):
         deletes, box.delivered = box.delivered, []
         if len(raw.count) == 0:
             return [], deletes
-        to = {n: max(box.since.get(n, 0), o.engine.offsets.get(n, 0)) for n in range(len(topics.EVENTS))}
+        offsets = o.engine.offsets
+        to = {n: max(box.since.get(n, 0), offsets[n]) for n in range(len(topics.EVENTS))}
         values = Increments.from_raw(raw, self.catalogue).encode(o.partition, box.since, to, uuid.uuid4().hex)
         puts = []
         for value in values:
