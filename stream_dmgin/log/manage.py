@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -83,7 +84,7 @@ def plan(
         if name not in there:
             out.create.append(info)
             continue
-        changes = _config_differences(there[name], info)
+        changes = _config_differences(there[name], info, (config or {}).get(name.removeprefix(prefix), {}))
         out.change += changes
         if not changes:
             out.same.append(name)
@@ -112,7 +113,7 @@ def differences(
         if name not in there:
             out.append(Difference(name, "missing", None, f"{info.partitions} partitions"))
         else:
-            out += _config_differences(there[name], info)
+            out += _config_differences(there[name], info, (config or {}).get(name.removeprefix(prefix), {}))
     return out
 
 
@@ -134,6 +135,25 @@ def _numbers(there: Mapping[str, TopicInfo], prefix: str) -> dict[str, int]:
     return {prefix + t: there[prefix + t].partitions for t in topics.USER_KEYED if prefix + t in there}
 
 
-def _config_differences(found: TopicInfo, info: TopicInfo) -> list[Difference]:
+def keep_dated(log: Log, names: Iterable[str], oldest: int) -> list[str]:
+    """Keep these topics for ever where retention, which acts on record timestamps, would take records as old as `oldest` (ms)
+    away at once. Returns which topics were changed."""
+    there, changed = log.topics(), []
+    for name in names:
+        keeps = int(there[name].config.get("retention.ms", "-1")) if name in there else -1
+        if keeps >= 0 and oldest < time.time() * 1000 - keeps:
+            log.configure(name, {"retention.ms": "-1"})
+            changed.append(name)
+    return changed
+
+
+def _config_differences(found: TopicInfo, info: TopicInfo, explicit: Mapping[str, str]) -> list[Difference]:
+    """`explicit`: what was asked for in so many words, and is to be exactly so. Otherwise keeping more is no difference."""
     pairs = ((k, found.config.get(k), v) for k, v in info.config.items())
-    return [Difference(info.name, k, f, v) for k, f, v in pairs if f != v]
+    return [Difference(info.name, k, f, v) for k, f, v in pairs if f != v and (k in explicit or not _keeps_more(k, f, v))]
+
+
+def _keeps_more(key: str, found: str | None, wanted: str) -> bool:
+    if found is None or key not in ("retention.ms", "max.message.bytes"):
+        return False
+    return int(found) < 0 or (int(wanted) >= 0 and int(found) >= int(wanted))

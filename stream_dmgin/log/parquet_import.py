@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,10 @@ import pyarrow as pa
 from stream_dmgin import topics
 from stream_dmgin.datasets.form import Dataset
 from stream_dmgin.log.base import Log
+from stream_dmgin.log.manage import keep_dated
 from stream_dmgin.records import CANDIDATES_MAX, Event, Item, Request, encode
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 20_000  # rows turned into Python objects at once
 _EVENT_FIELDS = tuple(f for f in Event.__struct_fields__ if f not in ("attrs", "v"))
@@ -62,6 +66,14 @@ def import_dataset(
     """
     what = what or Selection()
     counts: dict[str, int] = {}
+    for names, table, time_of, days in (
+        (topics.EVENTS, data.events, "visible_at", what.event_days if what.events else None),
+        ((topics.REQUESTS,), data.rows, "ts", what.request_days if what.requests else None),
+    ):
+        if days is not None and table.num_rows:
+            oldest = max(table[time_of][0].as_py(), days.limits(data)[0])
+            for changed in keep_dated(log, [prefix + n for n in names], oldest):
+                logger.warning("%s is kept for ever from now on: its retention would take such old records away at once", changed)
     writer = log.writer(linger_ms=50)
     try:
         if what.items:
