@@ -92,5 +92,5 @@ def write_options(durable: bool, sync: bool) -> WriteOptions:
     if durable:
         w.sync = sync
     else:
-        w.disable_wal(True)
+        w.disable_wal = True  # type: ignore[method-assign, assignment]  # the stubs take it for a method
     return w
