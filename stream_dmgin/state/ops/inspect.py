@@ -8,18 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from stream_dmgin.state.engine import StateEngine, UserArrays
+from stream_dmgin.state.arrays import UserArrays
+from stream_dmgin.state.engine import StateEngine
 from stream_dmgin.state.ops.stores import Stores
 
 HOT_GROUPS = 128
 BLOCK = 500  # users read at a time
-PROPERTIES = {
-    "keys_estimate": "rocksdb.estimate-num-keys",
-    "sst_bytes": "rocksdb.total-sst-files-size",
-    "live_bytes_estimate": "rocksdb.estimate-live-data-size",
-    "pending_compaction_bytes": "rocksdb.estimate-pending-compaction-bytes",
-    **{f"files_level_{k}": f"rocksdb.num-files-at-level{k}" for k in range(7)},
-}
+LEVELS = 7
 
 
 def show_user(stores: Stores, user_id: str, limit: int | None = None) -> dict[str, Any] | None:
@@ -66,7 +61,7 @@ def statistics(stores: Stores, sample: int) -> dict[str, Any]:
             groups += g
             partitions.append({
                 "partition": p, "users": engine.count_users(), "offsets": stores.offsets(engine), **_sizes(stores.path(p)),
-                "store": engine.stats(),
+                **_rocksdb(engine),
             })  # fmt: skip
         finally:
             engine.close()
@@ -87,7 +82,7 @@ def statistics(stores: Stores, sample: int) -> dict[str, Any]:
 def _lives(engine: StateEngine, sample: int) -> tuple[list[int], list[int]]:
     """Events (clicks, post-clicks and impressions) and groups of the first users of the store."""
     users = [u.encode() for u in islice(engine.users(), sample)]
-    arrays = UserArrays(min(BLOCK, max(1, len(users))))
+    arrays = UserArrays.allocate(min(BLOCK, max(1, len(users))), 1, 1)
     events: list[int] = []
     groups: list[int] = []
     for at in range(0, len(users), BLOCK):
@@ -102,6 +97,23 @@ def _spread(x: list[int]) -> dict[str, int]:
     if not x:
         return {}
     return {"median": int(np.median(x)), "p99": int(np.quantile(x, 0.99)), "max": max(x)}
+
+
+def _rocksdb(engine: StateEngine) -> dict[str, Any]:
+    """What RocksDB says of its levels."""
+    db = engine.store
+    if db is None:
+        return {}
+
+    def number(name: str) -> int:
+        return int(db.property_int_value(f"rocksdb.{name}") or 0)
+
+    return {
+        "keys_estimate": number("estimate-num-keys"),
+        "live_bytes_estimate": number("estimate-live-data-size"),
+        "pending_compaction_bytes": number("estimate-pending-compaction-bytes"),
+        "files_by_level": [int(db.property_value(f"rocksdb.num-files-at-level{k}") or 0) for k in range(LEVELS)],
+    }
 
 
 def _sizes(path: Path) -> dict[str, int]:
