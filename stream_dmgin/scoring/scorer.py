@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.features.build import FeatureBuilder
@@ -16,10 +17,12 @@ from stream_dmgin.features.catalogue import Catalogue
 from stream_dmgin.features.inputs import Inputs
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.records import CANDIDATES_MAX
-from stream_dmgin.scoring.engine import Engine
 from stream_dmgin.scoring.tower_cache import TowerCache
 from stream_dmgin.state.arrays import UserArrays
 from stream_dmgin.state.engine import StateEngine
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from stream_dmgin.scoring.engine import Engine
 
 MAX_USERS = 64
 MAX_CELLS = 8192  # at least CANDIDATES_MAX

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from stream_dmgin.scoring.engine import Engine, Inputs, UserTower
+if TYPE_CHECKING:  # torch takes seconds to import
+    from stream_dmgin.scoring.engine import Engine, Inputs, UserTower
 
 USER_SIDE = ("g_mask", "g_stat", "g_time", "e_item", "e_id", "e_cls", "e_time", "e_dwell", "e_hour", "e_mask",
              "s_item", "s_cls", "s_time", "s_dwell", "s_mask")  # fmt: skip
