@@ -18,6 +18,7 @@ from stream_dmgin.replay.source import EventChunk, Source
 from stream_dmgin.state.engine import StateEngine
 from stream_dmgin.state.parse import EventColumns, parse_events
 
+STRETCH = 200  # events folded at once: the engine's table of increments stays as small as it began, and is cheap to empty
 _NUMBERS = np.arange(len(topics.EVENTS), dtype=np.uint8)
 
 
@@ -38,6 +39,11 @@ class World:
             raw = engine.take_increments()
             if shared and len(raw.count):
                 self.counters.apply(*Increments.from_raw(raw, self.catalogue).columns())
+
+    def settle(self) -> None:
+        """Let the engines forget which events are new: nothing is written from here."""
+        for engine in self.engines.values():
+            engine.commit()
 
     def close(self) -> None:
         """Release the engines."""
@@ -76,6 +82,7 @@ class Clock:
         self.to(np.iinfo(np.int64).max)
 
     def _load(self) -> None:
+        self._world.settle()
         chunk = next(self._chunks, None)
         self._next = 0
         if chunk is None or not len(chunk):
@@ -95,12 +102,16 @@ class Clock:
         """Events [start, end) of the chunk, in runs that are shared or are not."""
         self.folded += end - start
         if not len(self._private):
-            self._run(start, end, True)
+            self._stretch(start, end, True)
             return
         shared = self._chunk.shared[start:end]
         cuts = [start, *(start + 1 + np.flatnonzero(shared[1:] != shared[:-1])).tolist(), end]
         for a, b in zip(cuts, cuts[1:], strict=False):
-            self._run(a, b, bool(self._chunk.shared[a]))
+            self._stretch(a, b, bool(self._chunk.shared[a]))
+
+    def _stretch(self, start: int, end: int, shared: bool) -> None:
+        for at in range(start, end, STRETCH):
+            self._run(at, min(at + STRETCH, end), shared)
 
     def _run(self, start: int, end: int, shared: bool) -> None:
         assert self._columns is not None
