@@ -14,6 +14,7 @@ from typing import Any
 
 from stream_dmgin.bench import machine, rivals, steps
 from stream_dmgin.bench.workload import Workload, write
+from stream_dmgin.errors import StreamDmginError
 from stream_dmgin.log.base import open_log
 from stream_dmgin.topics import PREFIX
 
@@ -58,6 +59,10 @@ def measure(
             raw = rivals.rate(url, PREFIX, events, rivals.decode_only)
             plain = rivals.rate(url, PREFIX, events, rivals.DictFold(workload.group_map()).fold)
             by_step = steps.measure(url, PREFIX, groups, events, d / "steps") if with_steps else {}
+    if t2 <= t1:
+        raise StreamDmginError(
+            f"bench fold: {events} events took {t2:.1f} s, {first} took {t1:.1f} s: give more --events, on a quiet machine"
+        )
     per_s = (events - first) / (t2 - t1)
     return {
         "events_per_s": round(per_s),

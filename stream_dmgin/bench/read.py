@@ -20,8 +20,8 @@ from stream_dmgin.bench.population import Population, populate
 from stream_dmgin.features.build import FeatureBuilder
 from stream_dmgin.features.inputs import Inputs
 from stream_dmgin.features.spec import InputSpec
-from stream_dmgin.state.engine import StateEngine
 from stream_dmgin.state.arrays import UserArrays
+from stream_dmgin.state.engine import StateEngine
 
 ROUNDS = 400
 

@@ -125,7 +125,9 @@ def test_commands_on_pages_parse(page: Path) -> None:
                     assert following is not None, f"{line}: no {name}"
                     command = following
                 assert not isinstance(command, click.Group) or words == ["--help"], line
-                if "--help" not in words:
+                known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
+                assert {w.partition("=")[0] for w in words if w.startswith("-")} <= known, line
+                if "--help" not in words and not any(re.fullmatch("[A-Z_,]+", w) for w in words):
                     command.make_context("stream-dmgin", words)
 
 
