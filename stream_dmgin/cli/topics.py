@@ -12,7 +12,11 @@ from stream_dmgin.cli.common import Context, common_options, dry_run_option, tab
 from stream_dmgin.errors import UsageError
 
 config_option = click.option(
-    "--config", "config", multiple=True, metavar="TOPIC:KEY=VALUE", help="another configuration, e.g. scores:retention.ms=86400000"
+    "--config",
+    "config",
+    multiple=True,
+    metavar="TOPIC:KEY=VALUE",
+    help="another configuration, e.g. scores:retention.ms=86400000",
 )
 
 
@@ -22,7 +26,9 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--partitions", type=click.IntRange(1, 10_000), help="of the user-keyed topics [default: as they are, else 8]")
+@click.option(
+    "--partitions", type=click.IntRange(1, 10_000), help="of the user-keyed topics [default: as they are, else 8]"
+)
 @config_option
 @dry_run_option
 @common_options
@@ -46,7 +52,10 @@ def list_(ctx: Context, everything: bool) -> None:
 
     with ctx.open_log() as log:
         rows = manage.describe(log, "" if everything else ctx.settings.prefix)
-    ctx.emit({"topics": rows}, lambda d: table(_line(r) for r in d["topics"]) if d["topics"] else "no topics: run `stream-dmgin topics apply`")
+    ctx.emit(
+        {"topics": rows},
+        lambda d: table(_line(r) for r in d["topics"]) if d["topics"] else "no topics: run `stream-dmgin topics apply`",
+    )
 
 
 @command.command()
@@ -89,7 +98,9 @@ def export(ctx: Context, topic: str, out: Path) -> None:
 @click.option("--events/--no-events", default=True, help="write events [default: yes]")
 @click.option("--requests/--no-requests", default=True, help="write requests [default: yes]")
 @click.option("--items/--no-items", default=True, help="write the catalogue [default: yes]")
-@click.option("--from-day", type=int, metavar="N", help="first day of the data, of events and requests [default: all before too]")
+@click.option(
+    "--from-day", type=int, metavar="N", help="first day of the data, of events and requests [default: all before too]"
+)
 @click.option("--to-day", type=int, metavar="N", help="last day, included")
 @click.option("--request-days", metavar="A-B", help="other days for requests")
 @click.option("--limit", type=click.IntRange(0), metavar="N", help="events and requests at most")
@@ -110,7 +121,14 @@ def import_(
     what = Selection(events, requests, items, both, _days(request_days) if request_days else both, limit)
     data = form.read(directory)
     if dry_run:
-        ctx.emit({"dry_run": True, "dataset": data.meta.dataset, "at_most": total(data, what), "items": data.items.num_rows if items else 0})
+        ctx.emit(
+            {
+                "dry_run": True,
+                "dataset": data.meta.dataset,
+                "at_most": total(data, what),
+                "items": data.items.num_rows if items else 0,
+            }
+        )
         return
     with ctx.open_log() as log, ctx.progress() as bar:
         task = bar.add_task(data.meta.dataset, total=total(data, what))
@@ -132,7 +150,9 @@ def _config(given: tuple[str, ...]) -> dict[str, dict[str, str]]:
     for text in given:
         found = re.fullmatch(r"([a-z-]+):([a-z.]+)=(.+)", text)
         if not found:
-            raise UsageError(f"--config {text!r} can't be used: give TOPIC:KEY=VALUE, e.g. scores:retention.ms=86400000")
+            raise UsageError(
+                f"--config {text!r} can't be used: give TOPIC:KEY=VALUE, e.g. scores:retention.ms=86400000"
+            )
         out.setdefault(found[1], {})[found[2]] = found[3]
     return out
 

@@ -137,7 +137,9 @@ class LocalKafka:
             if _answers(port):
                 return
             time.sleep(0.05)
-        raise UnavailableError(f"the local Kafka did not answer on port {port} in {timeout:g} s. The end of {log}:\n{_tail(log)}")
+        raise UnavailableError(
+            f"the local Kafka did not answer on port {port} in {timeout:g} s. The end of {log}:\n{_tail(log)}"
+        )
 
     def __enter__(self) -> Self:
         self.start()
@@ -164,14 +166,20 @@ def resolve_jars() -> Path:
         with tempfile.TemporaryDirectory(dir=jars.parent) as tmp:
             shutil.copy(HERE / "pom.xml", tmp)  # Maven wants to write beside the pom
             goal = ["dependency:copy-dependencies", f"-DoutputDirectory={tmp}/jars"]
-            done = subprocess.run([mvn, "-q", "-B", "-f", f"{tmp}/pom.xml", *goal], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [mvn, "-q", "-B", "-f", f"{tmp}/pom.xml", *goal], capture_output=True, text=True, check=False
+            )
             if done.returncode:
                 why = (done.stdout + done.stderr)[-1500:]
-                raise UnavailableError(f"Maven could not resolve Apache Kafka {VERSION} (is a Maven repository reachable?):\n{why}")
+                raise UnavailableError(
+                    f"Maven could not resolve Apache Kafka {VERSION} (is a Maven repository reachable?):\n{why}"
+                )
             shutil.rmtree(jars, ignore_errors=True)
             (Path(tmp) / "jars").rename(jars)
     if not _complete(jars):
-        raise UnavailableError(f"{jars} lacks kafka_2.13-{VERSION}.jar after Maven ran: delete the folder and try again")
+        raise UnavailableError(
+            f"{jars} lacks kafka_2.13-{VERSION}.jar after Maven ran: delete the folder and try again"
+        )
     return jars
 
 
@@ -218,11 +226,22 @@ def _features(jars: Path, properties: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=jars.parent) as tmp:
             own = Path(tmp) / "server.properties"
             own.write_text(re.sub(r"(?m)^log\.dirs=.*$", f"log.dirs={tmp}/log", properties.read_text()))
-            tool = [_java(), "-XX:TieredStopAtLevel=1", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{jars}/*", "kafka.tools.StorageTool"]
-            done = subprocess.run([*tool, "format", "-t", _fresh_id(), "-c", str(own)], capture_output=True, text=True, check=False)
+            tool = [
+                _java(),
+                "-XX:TieredStopAtLevel=1",
+                "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+                "-cp",
+                f"{jars}/*",
+                "kafka.tools.StorageTool",
+            ]
+            done = subprocess.run(
+                [*tool, "format", "-t", _fresh_id(), "-c", str(own)], capture_output=True, text=True, check=False
+            )
             made = Path(tmp) / "log" / _FEATURES
             if done.returncode or not made.exists():
-                raise UnavailableError(f"Kafka's storage could not be formatted:\n{(done.stdout + done.stderr)[-1500:]}")
+                raise UnavailableError(
+                    f"Kafka's storage could not be formatted:\n{(done.stdout + done.stderr)[-1500:]}"
+                )
             made.rename(kept)
     return kept
 

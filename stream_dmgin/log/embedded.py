@@ -61,7 +61,9 @@ class EmbeddedLog:
         """See base.Log."""
         for t in topics:
             if not _NAME.fullmatch(t.name):
-                raise UsageError(f"{t.name!r} can't be the name of a topic: letters, digits, '.', '_' and '-', 200 at most")
+                raise UsageError(
+                    f"{t.name!r} can't be the name of a topic: letters, digits, '.', '_' and '-', 200 at most"
+                )
             if t.partitions < 1:
                 raise UsageError(f"{t.name}: {t.partitions} partitions: give 1 or more")
             if not (self._topics / t.name).exists():
@@ -133,7 +135,9 @@ class EmbeddedLog:
         except (ValueError, KeyError, TypeError):
             found = "unreadable"
         if found != frames.FORMAT:
-            raise FormatError(f"{path} says format {found}; this version reads format {frames.FORMAT}: open it with the version that wrote it")
+            raise FormatError(
+                f"{path} says format {found}; this version reads format {frames.FORMAT}: open it with the version that wrote it"
+            )
 
     def _check_boot(self) -> None:
         """After a restart of the machine: what was committed but had not reached the disk is cut off, frame by frame."""
@@ -144,7 +148,9 @@ class EmbeddedLog:
                 for p in range(files.info.partitions):
                     lost = files.check_frames(p)
                     if lost:
-                        logger.warning("%s/%d: the last %d bytes had not reached the disk when the machine stopped", topic, p, lost)
+                        logger.warning(
+                            "%s/%d: the last %d bytes had not reached the disk when the machine stopped", topic, p, lost
+                        )
                 files.close()
         if not path.exists() or path.read_text() != boot:
             tmp = path.with_name(f".boot-{os.getpid()}")
@@ -155,5 +161,7 @@ class EmbeddedLog:
 def _checked(topic: str, config: Mapping[str, str]) -> dict[str, str]:
     limit = str(config["max.message.bytes"])
     if not limit.isdigit() or int(limit) > FRAME_MAX - 4096:
-        raise UsageError(f"{topic}: max.message.bytes={limit} can't be used: the embedded log holds values up to {FRAME_MAX - 4096} bytes")
+        raise UsageError(
+            f"{topic}: max.message.bytes={limit} can't be used: the embedded log holds values up to {FRAME_MAX - 4096} bytes"
+        )
     return {k: str(v) for k, v in config.items()}

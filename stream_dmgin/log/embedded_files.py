@@ -21,6 +21,7 @@ import fcntl
 import json
 import mmap
 import os
+import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from stream_dmgin.log.base import TopicInfo
 SLOT_BYTES = 64  # of `head`, a cache line each
 GROW_BYTES = 1 << 20  # files grow in such steps (sparse), so that readers map anew once a step
 INDEX_EVERY = 64 << 10
-INDEX = frames.struct.Struct("<Qqqq")
+INDEX = struct.Struct("<Qqqq")
 
 
 class TopicFiles:
@@ -49,7 +50,9 @@ class TopicFiles:
             self._map = mmap.mmap(f.fileno(), 0)
         words = np.frombuffer(self._map, np.uint64)
         if len(words) * 8 < SLOT_BYTES * self.info.partitions:
-            raise FormatError(f"{directory / 'head'} is too short for {self.info.partitions} partitions: it was cut or overwritten")
+            raise FormatError(
+                f"{directory / 'head'} is too short for {self.info.partitions} partitions: it was cut or overwritten"
+            )
         self.head: NDArray[np.uint64] = words[:: SLOT_BYTES // 8]
         self._fds: dict[str, int] = {}
 
@@ -185,7 +188,9 @@ class TopicFiles:
 
     def corrupt(self, partition: int, at: int) -> FormatError:
         """The error for bytes that can't be what this product wrote."""
-        return FormatError(f"{self.path(partition)} is corrupt at byte {at}: restore the file, or begin a new log directory")
+        return FormatError(
+            f"{self.path(partition)} is corrupt at byte {at}: restore the file, or begin a new log directory"
+        )
 
     def close(self) -> None:
         """Close the files; the mapping of `head` goes with the object."""

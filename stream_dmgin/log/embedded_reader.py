@@ -12,7 +12,7 @@ import json
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -141,7 +141,9 @@ class EmbeddedReader:
         c[frames.BASE], c[frames.WINDOW] = window.ctypes.data - begin, begin + length
 
 
-def _headers_of(value_addr: NDArray[np.uint64], value_len: NDArray[np.int32], head_len: NDArray[np.int32]) -> Callable[[int], Headers]:
+def _headers_of(
+    value_addr: NDArray[np.uint64], value_len: NDArray[np.int32], head_len: NDArray[np.int32]
+) -> Callable[[int], Headers]:
     def headers_of(i: int) -> Headers:
         n = int(head_len[i])
         return frames.unpack_headers(ctypes.string_at(int(value_addr[i]) + max(0, int(value_len[i])), n)) if n else ()
@@ -188,6 +190,10 @@ class EmbeddedGroupReader(EmbeddedReader):
         for (topic, partition), offset in offsets.items():
             self._committed.setdefault(topic, {})[str(partition)] = offset
         write_json(self._state, self._committed)
+
+    def committed(self, partitions: Iterable[TP]) -> dict[TP, int]:
+        """See base.GroupReader."""
+        return {(t, p): self._committed.get(t, {}).get(str(p), -1) for t, p in partitions}
 
     def close(self) -> None:
         """Revoke (through the listener) and let the next member have its turn."""

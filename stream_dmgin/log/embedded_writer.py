@@ -56,7 +56,9 @@ class EmbeddedWriter:
         ts = int(time.time() * 1000) if timestamp is None else timestamp
         record = frames.pack_record(key, value, ts, headers)
         if len(record) + 128 > limit:
-            raise RecordError("too_large", f"{topic}: a record of {len(record)} bytes; the topic's max.message.bytes is {limit}")
+            raise RecordError(
+                "too_large", f"{topic}: a record of {len(record)} bytes; the topic's max.message.bytes is {limit}"
+            )
         if partition is None:
             partition = self._place(key, files.info.partitions)
         elif not 0 <= partition < files.info.partitions:
@@ -123,12 +125,18 @@ class EmbeddedWriter:
     def _write(self, only: list[TP] | None) -> None:
         with self._io:
             with self._lock:
-                out = {tp: self._buffers.pop(tp) for tp in (list(self._buffers) if only is None else only) if tp in self._buffers}
+                out = {
+                    tp: self._buffers.pop(tp)
+                    for tp in (list(self._buffers) if only is None else only)
+                    if tp in self._buffers
+                }
             for tp, b in out.items():
                 first, error = -1, None
                 try:
                     first = self._topics[tp[0]][0].append(tp[1], b.records, b.max_ts)
-                except Exception as e:  # told to whoever asked for delivery, or raised by flush: never lost in the thread
+                except (
+                    Exception
+                ) as e:  # told to whoever asked for delivery, or raised by flush: never lost in the thread
                     error = e
                     if len(b.told) < len(b.records):
                         self._failure = self._failure or e

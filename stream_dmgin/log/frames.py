@@ -12,11 +12,11 @@ All numbers are little-endian; times are milliseconds UTC.
 The trailer lets a writer and `ends` learn the next offset from the last 24 committed bytes, whoever wrote them.
 """
 
-# mypy: disable-error-code="untyped-decorator"
 from __future__ import annotations
 
 import struct
 import zlib
+from typing import Any
 
 import numba
 import numpy as np
@@ -69,9 +69,10 @@ CURSOR = 6
 # (may lie before the mapping); WINDOW: file position where the mapping ends
 
 
-
 @numba.njit(cache=True, nogil=True)
-def refresh(cursors: NDArray[np.int64], heads: NDArray[np.uint64], paused: NDArray[np.bool_], order: NDArray[np.int64]) -> int:
+def refresh(
+    cursors: NDArray[np.int64], heads: NDArray[np.uint64], paused: NDArray[np.bool_], order: NDArray[np.int64]
+) -> int:
     """Look at the commit words (addresses `heads`, one a row); fills `order` with the rows that have something to read and
     aren't paused, and returns how many. Under a microsecond: this is what an idle reader does."""
     n = 0
@@ -89,7 +90,7 @@ def read(
     cursors: NDArray[np.int64], order: NDArray[np.int64], capacity: int, source: NDArray[np.int32], offset: NDArray[np.int64],
     timestamp: NDArray[np.int64], key_addr: NDArray[np.uint64], key_len: NDArray[np.int32], value_addr: NDArray[np.uint64],
     value_len: NDArray[np.int32], head_len: NDArray[np.int32],
-) -> int:  # fmt: skip
+) -> Any:  # fmt: skip
     """Fill up to `capacity` rows from the partitions `order` (rows of `cursors`), in turn; advances the cursors.
 
     `source` gets the row number. Records below NEXT are passed over (a seek into a frame). Returns how many rows were
@@ -129,8 +130,8 @@ def read(
                         if c[POS] >= c[FRAME_END]:
                             return -1 - row
                 a = np.uint64(base + c[POS])
-                size = _size(a)
-                if c[POS] + size > c[FRAME_END]:
+                length = _size(a)
+                if c[POS] + length > c[FRAME_END]:
                     return -1 - row
                 source[n] = row
                 offset[n] = c[NEXT]
@@ -140,14 +141,19 @@ def read(
                 key_addr[n] = a + np.uint64(RECORD_BYTES)
                 value_addr[n] = key_addr[n] + np.uint64(max(0, n_key))
                 head_len[n] = np.int32(load_u32(a + np.uint64(16)))
-                c[POS] += size
+                c[POS] += length
                 c[NEXT] += 1
                 n += 1
     return n
 
 
 @numba.njit(cache=True, nogil=True)
-def _size(a: np.uint64) -> int:
+def _size(a: Any) -> Any:
     """Bytes of the record at address a."""
+    size = RECORD_BYTES + np.int64(load_u32(a + np.uint64(16)))
     n_key, n_value = np.int64(load_i32(a + np.uint64(8))), np.int64(load_i32(a + np.uint64(12)))
-    return RECORD_BYTES + max(0, n_key) + max(0, n_value) + np.int64(load_u32(a + np.uint64(16)))
+    if n_key > 0:
+        size += n_key
+    if n_value > 0:
+        size += n_value
+    return size

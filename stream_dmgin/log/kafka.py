@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import (
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it does, untyped
     AdminClient,
     AlterConfigOpType,
     ConfigEntry,
@@ -27,6 +27,7 @@ from stream_dmgin.log.base import GroupListener, TopicInfo
 from stream_dmgin.log.kafka_reader import KafkaGroupReader, KafkaReader
 from stream_dmgin.log.kafka_writer import KafkaWriter, LibraryLog
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 OPEN_S = 8.0  # for the first answer of a broker
@@ -40,7 +41,16 @@ READER = {
     "allow.auto.create.topics": "false", "socket.nagle.disable": "true", "reconnect.backoff.max.ms": "1000",
 }  # fmt: skip
 GROUP = {"partition.assignment.strategy": "range", "heartbeat.interval.ms": "300", "session.timeout.ms": "6000"}
-WRITER_ONLY = ("acks", "compression.", "linger.ms", "batch.", "partitioner", "message.timeout.ms", "enable.idempotence", "queue.buffering.")
+WRITER_ONLY = (
+    "acks",
+    "compression.",
+    "linger.ms",
+    "batch.",
+    "partitioner",
+    "message.timeout.ms",
+    "enable.idempotence",
+    "queue.buffering.",
+)
 READER_ONLY = (
     "fetch.", "queued.", "session.timeout.ms", "heartbeat.interval.ms", "max.poll.interval.ms", "partition.assignment.strategy",
     "isolation.level", "auto.offset.reset", "enable.auto.", "group.", "check.crcs", "max.partition.fetch.bytes", "allow.auto.create.topics",
@@ -56,8 +66,14 @@ class KafkaLog:
         hosts = url.removeprefix("kafka://").strip("/")
         if not hosts or any(":" not in h or not h.rsplit(":", 1)[1].isdigit() for h in hosts.split(",")):
             raise ConfigError("log", url, "give kafka://HOST:PORT[,HOST:PORT]")
-        self._settings = {"bootstrap.servers": hosts, "client.id": "stream-dmgin", **{k: str(v) for k, v in kafka.items()}}
-        common = {k: v for k, v in self._settings.items() if not k.startswith((*WRITER_ONLY, *READER_ONLY))}
+        self._settings = {
+            "bootstrap.servers": hosts,
+            "client.id": "stream-dmgin",
+            **{k: str(v) for k, v in kafka.items()},
+        }
+        common: dict[str, Any] = {
+            k: v for k, v in self._settings.items() if not k.startswith((*WRITER_ONLY, *READER_ONLY))
+        }
         try:
             self._admin = AdminClient(common, logger=LibraryLog(logging.getLogger(__name__ + ".admin")))
         except KafkaException as e:
@@ -78,7 +94,9 @@ class KafkaLog:
 
     def create(self, topics: Iterable[TopicInfo]) -> None:
         """See base.Log. Returns when the topics have leaders."""
-        new = [NewTopic(t.name, num_partitions=t.partitions, replication_factor=-1, config=dict(t.config)) for t in topics]
+        new = [
+            NewTopic(t.name, num_partitions=t.partitions, replication_factor=-1, config=dict(t.config)) for t in topics
+        ]
         if not new:
             return
         for name, f in self._admin.create_topics(new, request_timeout=REQUEST_S).items():
@@ -89,7 +107,9 @@ class KafkaLog:
             if all(n in there and all(p.leader >= 0 for p in there[n].partitions.values()) for n in names):
                 return
             time.sleep(0.05)
-        raise LogUnavailable(f"topics were created but have no leaders after {REQUEST_S:g} s: {', '.join(sorted(names))}")
+        raise LogUnavailable(
+            f"topics were created but have no leaders after {REQUEST_S:g} s: {', '.join(sorted(names))}"
+        )
 
     def configure(self, topic: str, config: Mapping[str, str]) -> None:
         """See base.Log."""
@@ -100,11 +120,11 @@ class KafkaLog:
 
     def begins(self, topic: str) -> dict[int, int]:
         """See base.Log."""
-        return self._offsets(topic, OffsetSpec.earliest())
+        return self._offsets(topic, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
 
     def ends(self, topic: str) -> dict[int, int]:
         """See base.Log."""
-        return self._offsets(topic, OffsetSpec.latest())
+        return self._offsets(topic, OffsetSpec.latest())  # type: ignore[no-untyped-call]
 
     def offsets_for_time(self, topic: str, timestamp: int) -> dict[int, int]:
         """See base.Log."""
@@ -155,12 +175,21 @@ class KafkaLog:
         there = self._metadata()
         missing = [t for t in topics if t not in there]
         if missing:
-            raise UsageError(f"{self.url} has no topic {', '.join(missing)}: create the topics with `stream-dmgin topics apply`")
+            raise UsageError(
+                f"{self.url} has no topic {', '.join(missing)}: create the topics with `stream-dmgin topics apply`"
+            )
         return there
 
     def _limit(self, topic: str) -> int:
         self._require([topic])
-        return int(self._configs([topic])[topic]["max.message.bytes"])
+
+        def ask() -> int:
+            found = self._configs([topic])
+            if topic not in found:
+                raise _Unsettled(f"{self.url} doesn't tell the configuration of {topic}")
+            return int(found[topic]["max.message.bytes"])
+
+        return _patiently(ask)
 
     def _configs(self, names: list[str]) -> dict[str, dict[str, str]]:
         asked = [ConfigResource(ResourceType.TOPIC, n) for n in names]
@@ -168,7 +197,9 @@ class KafkaLog:
         if not asked:
             return out
         for resource, f in self._admin.describe_configs(asked, request_timeout=REQUEST_S).items():
-            entries = self._result(f, f"asking for the configuration of {resource.name}", ignore=(KafkaError.UNKNOWN_TOPIC_OR_PART,))
+            entries = self._result(
+                f, f"asking for the configuration of {resource.name}", ignore=(KafkaError.UNKNOWN_TOPIC_OR_PART,)
+            )
             if entries is not None:  # None: deleted meanwhile
                 own = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
                 out[resource.name] = {k: e.value for k, e in sorted(entries.items()) if k in CONFIG or e.source == own}
@@ -177,8 +208,13 @@ class KafkaLog:
     def _offsets(self, topic: str, spec: OffsetSpec) -> dict[int, int]:
         there = self._require([topic])
         asked = {TopicPartition(topic, p): spec for p in there[topic].partitions}
-        found = self._admin.list_offsets(asked, request_timeout=REQUEST_S)
-        return {tp.partition: self._result(f, f"asking for the offsets of {topic}").offset for tp, f in sorted(found.items(), key=_partition)}
+
+        def ask() -> dict[int, int]:
+            found = self._admin.list_offsets(asked, request_timeout=REQUEST_S)
+            doing = f"asking for the offsets of {topic}"
+            return {tp.partition: self._result(f, doing).offset for tp, f in sorted(found.items(), key=_partition)}
+
+        return _patiently(ask)
 
     def _result(self, f: Future[Any], doing: str, ignore: Sequence[int] = ()) -> Any:
         try:
@@ -192,8 +228,41 @@ class KafkaLog:
 _partition: Callable[[Any], int] = lambda item: item[0].partition  # noqa: E731
 
 
+_MOVING = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+)
+
+
+class _Unsettled(LogUnavailable):
+    """The broker is there, but leaders are moving or a topic is just being made: it mends itself within seconds."""
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """Ask again while the answer is `unsettled`, 15 s at most."""
+    end = time.monotonic() + REQUEST_S
+    while True:
+        try:
+            return ask()
+        except _Unsettled:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
 def _unavailable(e: KafkaException, doing: str) -> LogUnavailable | UsageError:
     error = e.args[0]
-    wrong = (KafkaError.INVALID_CONFIG, KafkaError.INVALID_PARTITIONS, KafkaError.TOPIC_EXCEPTION, KafkaError.INVALID_REPLICATION_FACTOR)
+    wrong = (
+        KafkaError.INVALID_CONFIG,
+        KafkaError.INVALID_PARTITIONS,
+        KafkaError.TOPIC_EXCEPTION,
+        KafkaError.INVALID_REPLICATION_FACTOR,
+    )
     text = f"{doing}: {error.name()}: {error.str()}"
+    if error.code() in _MOVING:
+        return _Unsettled(text)
     return UsageError(text) if error.code() in wrong else LogUnavailable(text)

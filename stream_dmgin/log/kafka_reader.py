@@ -25,12 +25,15 @@ from stream_dmgin.log.base import TP, Batch, GroupListener
 logger = logging.getLogger(__name__)
 
 CLOSE_S = 5.0
+COMMITTED_MS = 10_000
 
 
 class KafkaReader:
     """Reads assigned partitions, in no group."""
 
-    def __init__(self, settings: Mapping[str, str], topics: Sequence[str], rebalance: Callable[..., None] | None = None) -> None:
+    def __init__(
+        self, settings: Mapping[str, str], topics: Sequence[str], rebalance: Callable[..., None] | None = None
+    ) -> None:
         self._lib = lib = rdkafka.library()
         self.topics = tuple(topics)
         self._number = {t: i for i, t in enumerate(self.topics)}
@@ -130,7 +133,18 @@ class KafkaReader:
         offset, timestamp = i64
         key_addr, value_addr = u64
         n_topics, n_errors = rdkafka.columns(
-            messages, self._timestamp_fn, err, self._rkts, topic, partition, offset, timestamp, key_addr, key_len, value_addr, value_len
+            messages,
+            self._timestamp_fn,
+            err,
+            self._rkts,
+            topic,
+            partition,
+            offset,
+            timestamp,
+            key_addr,
+            key_len,
+            value_addr,
+            value_len,
         )
         keep: NDArray[np.intp] | None = None
         try:
@@ -158,7 +172,9 @@ class KafkaReader:
             release()
             return None
         else:
-            cols = tuple(c[keep] for c in (topic, partition, offset, timestamp, key_addr, key_len, value_addr, value_len))  # type: ignore[assignment]
+            cols = tuple(
+                c[keep] for c in (topic, partition, offset, timestamp, key_addr, key_len, value_addr, value_len)
+            )  # type: ignore[assignment]
             at = messages[keep]
         self._out = release
         return Batch(self.topics, *cols, headers_of=lambda i: rdkafka.headers(int(at[i])), on_release=release)
@@ -204,7 +220,9 @@ class KafkaReader:
         again, the others from where they were."""
         positions = {tp: o for tp, o in self._positions().items() if o >= 0}
         self._assigned = {**self._assigned, **positions, **offsets}
-        self._check(self._with_list(self._assigned, lambda p: self._lib.assign(self._rk, p)), "assigning partitions again")
+        self._check(
+            self._with_list(self._assigned, lambda p: self._lib.assign(self._rk, p)), "assigning partitions again"
+        )
         if self._paused:
             self.pause(list(self._paused))
 
@@ -253,7 +271,9 @@ class KafkaGroupReader(KafkaReader):
         super().__init__(settings, topics, self._on_rebalance)
         self._callbacks.append(rdkafka.CommitCb(self._on_commit))
         self._commit_cb = self._callbacks[-1]
-        self._check(self._with_list([(t, -1) for t in topics], lambda p: self._lib.subscribe(self._rk, p)), "subscribing")
+        self._check(
+            self._with_list([(t, -1) for t in topics], lambda p: self._lib.subscribe(self._rk, p)), "subscribing"
+        )
 
     def assign(self, offsets: Mapping[TP, int]) -> None:
         """Not for a member: the group assigns."""
@@ -271,6 +291,16 @@ class KafkaGroupReader(KafkaReader):
             self._commits_out += not code
             if code and code not in rdkafka.TRANSIENT:
                 self._on_commit(0, code, None, self._epoch)
+
+    def committed(self, partitions: Iterable[TP]) -> dict[TP, int]:
+        """See base.GroupReader. Raises LogUnavailable after 10 s without an answer."""
+
+        def ask(parts: Any) -> dict[TP, int]:
+            self._check(self._lib.committed(self._rk, parts, COMMITTED_MS), "asking for the group's offsets")
+            return {tp: max(-1, offset) for tp, offset, _ in rdkafka.read_list(parts)}
+
+        found: dict[TP, int] = self._with_list(list(partitions), ask)
+        return found
 
     def close(self) -> None:
         """Revoke (through the listener), leave the group, close."""
@@ -311,7 +341,9 @@ class KafkaGroupReader(KafkaReader):
         offsets = {tp: offsets.get(tp, rdkafka.OFFSET_BEGINNING) for tp in parts}
         self._assigned |= offsets
         if self._incremental():
-            self._check_error(self._with_list(offsets, lambda p: self._lib.incremental_assign(self._rk, p)), "taking partitions")
+            self._check_error(
+                self._with_list(offsets, lambda p: self._lib.incremental_assign(self._rk, p)), "taking partitions"
+            )
         else:
             self._check(self._with_list(offsets, lambda p: self._lib.assign(self._rk, p)), "taking partitions")
 
@@ -338,7 +370,9 @@ class KafkaGroupReader(KafkaReader):
             return
         error = self._with_list(offsets, lambda p: self._lib.incremental_unassign(self._rk, p))
         self._check_error(error, "letting partitions go")
-        self._check_error(self._with_list(offsets, lambda p: self._lib.incremental_assign(self._rk, p)), "taking partitions")
+        self._check_error(
+            self._with_list(offsets, lambda p: self._lib.incremental_assign(self._rk, p)), "taking partitions"
+        )
 
     def _still_member(self) -> bool:
         """Whether the group still knows this member. After a stall, ask: on the classic protocol librdkafka says `revoked`

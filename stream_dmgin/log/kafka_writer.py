@@ -58,7 +58,9 @@ class KafkaWriter:
             limit = self._limits[topic] = min(self._limit_of(topic), MESSAGE_MAX)
         size = OVERHEAD + len(key or b"") + len(value or b"") + sum(len(k) + len(v) + 8 for k, v in headers)
         if size > limit:
-            raise RecordError("too_large", f"{topic}: a record of {size} bytes; the topic's max.message.bytes is {limit}")
+            raise RecordError(
+                "too_large", f"{topic}: a record of {size} bytes; the topic's max.message.bytes is {limit}"
+            )
         more: dict[str, Any] = {}
         if timestamp is not None:
             more["timestamp"] = timestamp
@@ -76,7 +78,9 @@ class KafkaWriter:
             except BufferError:
                 end = end or time.monotonic() + FULL_S
                 if time.monotonic() > end:
-                    raise LogUnavailable(f"{topic}: the queue to Kafka stayed full for {FULL_S:g} s: does the broker answer?") from None
+                    raise LogUnavailable(
+                        f"{topic}: the queue to Kafka stayed full for {FULL_S:g} s: does the broker answer?"
+                    ) from None
                 self._producer.poll(0.05)
             except KafkaException as e:
                 raise _error(e.args[0], topic) from None

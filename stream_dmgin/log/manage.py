@@ -44,9 +44,7 @@ class Plan:
         return {"created": created, "changed": [asdict(d) for d in self.change], "unchanged": self.same}
 
 
-def wanted(
-    prefix: str, partitions: int, config: Mapping[str, Mapping[str, str]] | None = None
-) -> dict[str, TopicInfo]:
+def wanted(prefix: str, partitions: int, config: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, TopicInfo]:
     """The topics of the contract under their full names. `config`: changes by topic, named without its prefix."""
     extra = config or {}
     unknown = set(extra) - set(topics.ALL)
@@ -101,9 +99,7 @@ def apply(log: Log, what: Plan) -> None:
         log.configure(topic, config)
 
 
-def differences(
-    log: Log, prefix: str, config: Mapping[str, Mapping[str, str]] | None = None
-) -> list[Difference]:
+def differences(log: Log, prefix: str, config: Mapping[str, Mapping[str, str]] | None = None) -> list[Difference]:
     """How the log differs from the contract: missing topics, unequal partition numbers, cleanup, retention, limits."""
     there = log.topics()
     numbers = _numbers(there, prefix)
@@ -150,7 +146,9 @@ def keep_dated(log: Log, names: Iterable[str], oldest: int) -> list[str]:
 def _config_differences(found: TopicInfo, info: TopicInfo, explicit: Mapping[str, str]) -> list[Difference]:
     """`explicit`: what was asked for in so many words, and is to be exactly so. Otherwise keeping more is no difference."""
     pairs = ((k, found.config.get(k), v) for k, v in info.config.items())
-    return [Difference(info.name, k, f, v) for k, f, v in pairs if f != v and (k in explicit or not _keeps_more(k, f, v))]
+    return [
+        Difference(info.name, k, f, v) for k, f, v in pairs if f != v and (k in explicit or not _keeps_more(k, f, v))
+    ]
 
 
 def _keeps_more(key: str, found: str | None, wanted: str) -> bool:

@@ -3,8 +3,10 @@
 Nothing here checks anything: the caller must know that the address is alive and of that type. Loads need no alignment.
 """
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
+
+from typing import Any
 
 from llvmlite import ir
 from numba import types
@@ -22,14 +24,13 @@ def _loader(result, bits: int):
     return load
 
 
-load_u64 = intrinsic(_loader(types.uint64, 64))
-load_i64 = intrinsic(_loader(types.int64, 64))
-load_i32 = intrinsic(_loader(types.int32, 32))
-load_u32 = intrinsic(_loader(types.uint32, 32))
+load_u64: Any = intrinsic(_loader(types.uint64, 64))
+load_i64: Any = intrinsic(_loader(types.int64, 64))
+load_i32: Any = intrinsic(_loader(types.int32, 32))
+load_u32: Any = intrinsic(_loader(types.uint32, 32))
 
 
-@intrinsic
-def call_i64(typingctx, function, a):
+def _call_i64(typingctx, function, a):
     """int64 function(void *a, NULL)."""
 
     def codegen(context, builder, signature, args):
@@ -40,9 +41,8 @@ def call_i64(typingctx, function, a):
     return types.int64(types.uint64, types.uint64), codegen
 
 
-@intrinsic
-def call_void(typingctx, function, a):
-    """void function(void *a)."""
+def _call_void(typingctx, function, a):
+    """A void function(void *a)."""
 
     def codegen(context, builder, signature, args):
         f = builder.inttoptr(args[0], ir.FunctionType(ir.VoidType(), [ir.IntType(64)]).as_pointer())
@@ -50,3 +50,7 @@ def call_void(typingctx, function, a):
         return context.get_dummy_value()
 
     return types.void(types.uint64, types.uint64), codegen
+
+
+call_i64: Any = intrinsic(_call_i64)
+call_void: Any = intrinsic(_call_void)

@@ -76,7 +76,13 @@ def export_topic(
 
 
 def _schema(fields: Mapping[str, pa.DataType]) -> pa.Schema:
-    own = {"partition": pa.int32(), "offset": pa.int64(), "timestamp": pa.int64(), "key": pa.string(), "headers": pa.string()}
+    own = {
+        "partition": pa.int32(),
+        "offset": pa.int64(),
+        "timestamp": pa.int64(),
+        "key": pa.string(),
+        "headers": pa.string(),
+    }
     known = {k: pa.string() if t == _TEXT else t for k, t in fields.items()}
     return pa.schema(list({**own, **known, "more": pa.string(), "raw": pa.binary()}.items()))
 

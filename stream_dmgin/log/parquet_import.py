@@ -73,7 +73,9 @@ def import_dataset(
         if days is not None and table.num_rows:
             oldest = max(table[time_of][0].as_py(), days.limits(data)[0])
             for changed in keep_dated(log, [prefix + n for n in names], oldest):
-                logger.warning("%s is kept for ever from now on: its retention would take such old records away at once", changed)
+                logger.warning(
+                    "%s is kept for ever from now on: its retention would take such old records away at once", changed
+                )
     writer = log.writer(linger_ms=50)
     try:
         if what.items:
@@ -127,7 +129,9 @@ def _events(data: Dataset, low: int, high: int) -> Iterator[_Out]:
 
 
 def _requests(data: Dataset, low: int, high: int) -> Iterator[_Out]:
-    names = [f for f in ("request_id", "user_id", "item_id", "ts", "surface", "lat", "lon") if f in data.rows.column_names]
+    names = [
+        f for f in ("request_id", "user_id", "item_id", "ts", "surface", "lat", "lon") if f in data.rows.column_names
+    ]
     first: dict[str, Any] | None = None
     candidates: list[str] = []
     for row in _dicts(data.rows, names):

@@ -27,7 +27,9 @@ from stream_dmgin.log.native import call_i64, call_void, load_i32, load_i64, loa
 OFFSET_BEGINNING, OFFSET_INVALID = -2, -1001
 ERR_ASSIGN, ERR_REVOKE = -175, -174
 ERR_MAX_POLL, ERR_AUTO_OFFSET_RESET, ERR_NO_OFFSET = -147, -140, -168
-TRANSIENT = frozenset({-195, -187, -185, -193, -180, -184})  # transport, all brokers down, timed out, resolve, wait coord, in progress
+TRANSIENT = frozenset(
+    {-195, -187, -185, -193, -180, -184}
+)  # transport, all brokers down, timed out, resolve, wait coord, in progress
 # unknown member, illegal generation, fenced instance, fenced or stale member epoch: another owner may be at work
 FENCING = frozenset({25, 22, 82, 110, 113})
 MESSAGE_BYTES = 72  # sizeof(rd_kafka_message_t) on 64 bits
@@ -88,14 +90,21 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "error_destroy": (None, [C.c_void_p]),
     "pause_partitions": (C.c_int, [C.c_void_p, P_LIST]),
     "resume_partitions": (C.c_int, [C.c_void_p, P_LIST]),
+    "committed": (C.c_int, [C.c_void_p, P_LIST, C.c_int]),
     "position": (C.c_int, [C.c_void_p, P_LIST]),
-    "query_watermark_offsets": (C.c_int, [C.c_void_p, C.c_char_p, C.c_int32, C.POINTER(C.c_int64), C.POINTER(C.c_int64), C.c_int]),
+    "query_watermark_offsets": (
+        C.c_int,
+        [C.c_void_p, C.c_char_p, C.c_int32, C.POINTER(C.c_int64), C.POINTER(C.c_int64), C.c_int],
+    ),
     "consumer_poll": (C.c_void_p, [C.c_void_p, C.c_int]),
     "consume_batch_queue": (C.c_ssize_t, [C.c_void_p, C.c_int, C.c_void_p, C.c_size_t]),
     "message_destroy": (None, [C.c_void_p]),
     "message_timestamp": (C.c_int64, [C.c_void_p, C.c_void_p]),
     "message_headers": (C.c_int, [C.c_void_p, C.POINTER(C.c_void_p)]),
-    "header_get_all": (C.c_int, [C.c_void_p, C.c_size_t, C.POINTER(C.c_char_p), C.POINTER(C.c_void_p), C.POINTER(C.c_size_t)]),
+    "header_get_all": (
+        C.c_int,
+        [C.c_void_p, C.c_size_t, C.POINTER(C.c_char_p), C.POINTER(C.c_void_p), C.POINTER(C.c_size_t)],
+    ),
     "topic_name": (C.c_char_p, [C.c_void_p]),
     "commit": (C.c_int, [C.c_void_p, P_LIST, C.c_int]),
     "commit_queue": (C.c_int, [C.c_void_p, P_LIST, C.c_void_p, CommitCb, C.c_void_p]),
@@ -224,9 +233,8 @@ def columns(
     n_topics, n_errors, last, last_rkt = 0, 0, 0, np.uint64(0)
     for i in range(len(messages)):
         m = messages[i]
-        e = load_i32(m)
-        err[i] = e
-        n_errors += e != 0
+        err[i] = load_i32(m)
+        n_errors += err[i] != 0
         rkt = load_u64(m + np.uint64(8))
         if rkt != last_rkt or n_topics == 0:
             last = -1
@@ -273,5 +281,10 @@ def headers(message: int) -> Headers:
     out: list[tuple[str, bytes]] = []
     name, value, size = C.c_char_p(), C.c_void_p(), C.c_size_t()
     while not lib.header_get_all(found, len(out), C.byref(name), C.byref(value), C.byref(size)):
-        out.append(((name.value or b"").decode("utf-8", "replace"), C.string_at(value.value, size.value) if value.value else b""))
+        out.append(
+            (
+                (name.value or b"").decode("utf-8", "replace"),
+                C.string_at(value.value, size.value) if value.value else b"",
+            )
+        )
     return tuple(out)

@@ -66,7 +66,11 @@ def test_what_was_appended_is_read_in_order(log: Log, topic: str) -> None:
     writer, told = log.writer(), []
     for i in range(2000):
         writer.append(
-            topic, f"user{i % 17}".encode(), b"v%d" % i, timestamp=1_700_000_000_000 + i, on_delivery=lambda *a: told.append(a)
+            topic,
+            f"user{i % 17}".encode(),
+            b"v%d" % i,
+            timestamp=1_700_000_000_000 + i,
+            on_delivery=lambda *a: told.append(a),
         )
     writer.flush()
     assert [e for e, _, _ in told] == [None] * 2000
@@ -297,7 +301,7 @@ class Listener:
     def revoked(self, partitions: list[TP]) -> None:
         assert set(partitions) <= self.mine
         if self.reader is not None:
-            self.reader.commit({tp: 1 for tp in partitions})
+            self.reader.commit(dict.fromkeys(partitions, 1))
         self.mine -= set(partitions)
         self.told.append("revoked")
 
@@ -316,11 +320,13 @@ def test_a_group_begins_where_its_listener_says_and_hands_over(log: Log, topic: 
     records = drain(a, 400 - 10 * PARTITIONS)
     assert len(records) == 400 - 10 * PARTITIONS and min(r.offset for r in records) == 10
     assert first.mine == {(topic, p) for p in range(PARTITIONS)}
+    assert a.committed(first.mine) == dict.fromkeys(first.mine, -1)
     a.commit(dict.fromkeys(first.mine, 100))
     a.close()
     assert first.told == ["assigned", "revoked"] and not first.mine
     b = second.reader = log.group_reader(prefix + "g", [topic], second)
     assert sorted(r.offset for r in drain(b, PARTITIONS)) == [99] * PARTITIONS
+    assert b.committed(second.mine) == dict.fromkeys(second.mine, 1)  # from `revoked`
     b.close()
     assert second.told == ["assigned", "revoked"]
 

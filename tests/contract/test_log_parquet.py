@@ -33,17 +33,53 @@ def dataset() -> form.Dataset:
     for day in range(-1, 3):
         t = ZERO + day * DAY
         user = f"u{day % 2}"
-        events.append({"topic": "impressions", "user_id": user, "item_id": "a", "ts": t, "visible_at": t, "event_id": f"i{day}", "position": 3})
-        events.append({"topic": "post-clicks", "user_id": user, "item_id": "a", "ts": t, "visible_at": t + 1000, "type": "order", "value": 9.5, "dwell_ms": 7})
+        events.append(
+            {
+                "topic": "impressions",
+                "user_id": user,
+                "item_id": "a",
+                "ts": t,
+                "visible_at": t,
+                "event_id": f"i{day}",
+                "position": 3,
+            }
+        )
+        events.append(
+            {
+                "topic": "post-clicks",
+                "user_id": user,
+                "item_id": "a",
+                "ts": t,
+                "visible_at": t + 1000,
+                "type": "order",
+                "value": 9.5,
+                "dwell_ms": 7,
+            }
+        )
         for at, items in ((t + 1000, ["b", "c"]), (t + 2000, ["a"])):
             for item in items:
-                rows.append({"request_id": f"r{at}", "user_id": user, "item_id": item, "ts": at, "label": 0, "surface": "feed", "lat": 1.5})
-    items = [{"item_id": "a", "name": "A", "embedding": [1.0, 2.0], "attrs": '{"colour": "red"}', "price": 2.0}, {"item_id": "b"}]
+                rows.append(
+                    {
+                        "request_id": f"r{at}",
+                        "user_id": user,
+                        "item_id": item,
+                        "ts": at,
+                        "label": 0,
+                        "surface": "feed",
+                        "lat": 1.5,
+                    }
+                )
+    items = [
+        {"item_id": "a", "name": "A", "embedding": [1.0, 2.0], "attrs": '{"colour": "red"}', "price": 2.0},
+        {"item_id": "b"},
+    ]
 
     def columns(schema: Any, dicts: list[dict[str, Any]]) -> pa.Table:
         return form.table(schema, {k: [d.get(k) for d in dicts] for k in schema})
 
-    return form.Dataset(columns(form.EVENTS, events), columns(form.ROWS, rows), columns(form.ITEMS, items), form.Meta("small", ZERO))
+    return form.Dataset(
+        columns(form.EVENTS, events), columns(form.ROWS, rows), columns(form.ITEMS, items), form.Meta("small", ZERO)
+    )
 
 
 @pytest.fixture
@@ -54,7 +90,7 @@ def log(tmp_path: Path) -> Log:
 
 
 def everything(log: Log) -> dict[str, list[Record]]:
-    names = [t for t in log.topics()]
+    names = list(log.topics())
     ends = {(t, p): e for t in names for p, e in log.ends(t).items()}
     reader, out = log.reader(names), {t.removeprefix("p."): list[Record]() for t in names}
     reader.assign(dict.fromkeys(ends, 0))
@@ -78,8 +114,16 @@ def test_what_is_written_is_what_the_records_say(log: Log) -> None:
     assert order.timestamp == ZERO + 1000  # visible
     request = sorted(found["requests"], key=lambda r: r.timestamp)[2]
     r = records.decode_request(request.key, request.value, request.timestamp)
-    assert (r.request_id, r.ts, r.candidates, r.context) == (f"r{ZERO + 1000}", ZERO + 1000, ["b", "c"], {"surface": "feed", "lat": 1.5})
-    assert request.timestamp == r.ts and request.partition == {r.partition for r in found["post-clicks"] if r.key == b"u0"}.pop()
+    assert (r.request_id, r.ts, r.candidates, r.context) == (
+        f"r{ZERO + 1000}",
+        ZERO + 1000,
+        ["b", "c"],
+        {"surface": "feed", "lat": 1.5},
+    )
+    assert (
+        request.timestamp == r.ts
+        and request.partition == {r.partition for r in found["post-clicks"] if r.key == b"u0"}.pop()
+    )
     item = records.decode_item(found["items"][0].key, found["items"][0].value)
     assert item == records.Item("a", name="A", price=2.0, embedding=[1.0, 2.0], attrs={"colour": "red"})
 
@@ -102,7 +146,11 @@ def test_days_kinds_and_limit(log: Log) -> None:
     what = Selection(items=False, event_days=Days(None, 1), request_days=Days(1, 1))
     assert import_dataset(log, data, "p.", what) == {"impressions": 3, "post-clicks": 3, "requests": 2}
     assert {r.timestamp for r in everything(log)["requests"]} == {ZERO + DAY + 1000, ZERO + DAY + 2000}
-    assert import_dataset(log, data, "p.", Selection(items=False, limit=5)) == {"impressions": 2, "post-clicks": 1, "requests": 2}
+    assert import_dataset(log, data, "p.", Selection(items=False, limit=5)) == {
+        "impressions": 2,
+        "post-clicks": 1,
+        "requests": 2,
+    }
     assert import_dataset(log, data, "p.", Selection(events=False, requests=False)) == {"items": 2}
     assert total(data, Selection(limit=5)) == 5
 

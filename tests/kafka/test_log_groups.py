@@ -71,7 +71,9 @@ PROTOCOLS: dict[str, dict[str, str]] = {"classic range": {}, "KIP-848 range": {"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_equal_partition_numbers_stay_together_while_members_come_and_go(kafka: str, prefix: str, protocol: str) -> None:
+def test_equal_partition_numbers_stay_together_while_members_come_and_go(
+    kafka: str, prefix: str, protocol: str
+) -> None:
     with open_log("kafka://" + kafka, PROTOCOLS[protocol]) as log:
         topics = make(log, prefix)
         everyone = {(t, p) for t in topics for p in range(PARTITIONS)}
@@ -135,6 +137,6 @@ def test_a_member_that_stalls_is_fenced_and_told_that_its_partitions_are_lost(ka
         until([a, b], lambda: "lost" in a.told)
         assert "revoked" not in a.told
         until([a, b], lambda: len(a.mine) == len(b.mine) == len(everyone) // 2)  # it joins again
-        a.reader.commit({tp: 0 for tp in a.mine})
+        a.reader.commit(dict.fromkeys(a.mine, 0))
         a.reader.close()
         b.reader.close()

@@ -37,7 +37,7 @@ def test_an_address_that_is_none(url: str) -> None:
 
 
 def test_a_setting_librdkafka_does_not_know_is_named(kafka: str, prefix: str) -> None:
-    with pytest.raises(ConfigError, match="no.such.setting"):
+    with pytest.raises(ConfigError, match=r"no\.such\.setting"):
         open_log("kafka://" + kafka, {"no.such.setting": "1"})
     with open_log("kafka://" + kafka, {"fetch.wait.max.ms": "soon"}) as log:
         log.create([TopicInfo(prefix + "t", 1, {})])
