@@ -35,7 +35,9 @@ def main() -> None:
     groups = {i: int(rng.integers(GROUPS)) for i in items}
     catalogue = Catalogue()
     for i in items:
-        catalogue.upsert(Item(i, category=f"c{rng.integers(40)}", advertiser=f"a{rng.integers(800)}", lat=1.0, lon=2.0, price=3.0))
+        catalogue.upsert(
+            Item(i, category=f"c{rng.integers(40)}", advertiser=f"a{rng.integers(800)}", lat=1.0, lon=2.0, price=3.0)
+        )
     hashes = hash_ids(items)
     table = CounterTable()
     n = 1_000_000

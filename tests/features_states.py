@@ -31,7 +31,15 @@ class Arrays:
         self.s_dwell = np.full((B, ring), -1, np.int64)
 
 
-def random_state(arrays: Arrays, b: int, rng: np.random.Generator, items: list[str], groups: dict[str, int], now: int, busy: float = 1.0) -> None:
+def random_state(
+    arrays: Arrays,
+    b: int,
+    rng: np.random.Generator,
+    items: list[str],
+    groups: dict[str, int],
+    now: int,
+    busy: float = 1.0,
+) -> None:
     """Fill row b: groups of items by `groups`, events before `now`; rings and groups need not agree with each other."""
     G, L = arrays.e_item.shape[1:]
     n = int(rng.integers(0, int(G * busy) + 1))
@@ -50,7 +58,16 @@ def random_state(arrays: Arrays, b: int, rng: np.random.Generator, items: list[s
         arrays.g_dwell_max[b, g] = rng.integers(0, 3_000_000)
         arrays.g_value_sum[b, g] = rng.integers(0, 2) * rng.integers(0, 10**9)
         m = arrays.g_len[b, g] = int(rng.integers(0, L + 1))
-        _ring(arrays.e_item[b, g], arrays.e_cls[b, g], arrays.e_ts[b, g], arrays.e_dwell[b, g], m, rng, hashes, int(last[g]))
+        _ring(
+            arrays.e_item[b, g],
+            arrays.e_cls[b, g],
+            arrays.e_ts[b, g],
+            arrays.e_dwell[b, g],
+            m,
+            rng,
+            hashes,
+            int(last[g]),
+        )
     R = arrays.s_item.shape[1]
     s = arrays.s_len[b] = int(rng.choice([0, R, rng.integers(0, R + 1)]))
     m = arrays.m_len[b] = int(rng.choice([0, R, rng.integers(0, R + 1)]))

@@ -20,7 +20,9 @@ def command() -> None:
 @click.option("-k", "--k", required=True, type=int, help="number of groups")
 @click.option("--out", metavar="FILE", help="where to save the map [default: groups/ID.parquet in the data directory]")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--max-load", type=float, default=3.0, show_default=True, help="largest group, in multiples of the mean size")
+@click.option(
+    "--max-load", type=float, default=3.0, show_default=True, help="largest group, in multiples of the mean size"
+)
 @common_options
 def build(ctx: Context, items: Path, k: int, out: str | None, seed: int, max_load: float) -> None:
     """Cluster item embeddings into K groups (K-means with a cap on the size of a group)."""

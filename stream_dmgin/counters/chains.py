@@ -56,7 +56,12 @@ class Chains:
                 self.overlaps += verdict == "overlap"
             return None
         pending = self._open.get(r.partition)
-        if pending is None or (pending.attempt, pending.since, pending.to, pending.chunks) != (r.attempt, r.since, r.to, r.chunks):
+        if pending is None or (pending.attempt, pending.since, pending.to, pending.chunks) != (
+            r.attempt,
+            r.since,
+            r.to,
+            r.chunks,
+        ):
             pending = self._open[r.partition] = _Unfinished(r.attempt, r.since, r.to, r.chunks, offset)
         pending.parts[r.chunk] = r.increments
         if len(pending.parts) < r.chunks:
@@ -133,7 +138,9 @@ def _meta(value: bytes) -> _Meta:
     except msgspec.MsgspecError:
         meta = None
     if meta is None or meta.v != CHECKPOINT_FORMAT:
-        raise FormatError("the counters' checkpoint has another format: remove its directory, the counters are read again from the log")
+        raise FormatError(
+            "the counters' checkpoint has another format: remove its directory, the counters are read again from the log"
+        )
     return meta
 
 

@@ -81,7 +81,9 @@ class Increments:
         kind_all, hash_all, row = np.concatenate(kinds), np.concatenate(hashes), np.concatenate(rows)
         return _summed(kind_all, hash_all, raw.bucket[row], raw.metric[row], raw.count[row])
 
-    def columns(self) -> tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
+    def columns(
+        self,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
         """The arguments of `CounterTable.apply`."""
         return self.kind, self.hash, self.bucket, self.metric, self.count
 
@@ -152,7 +154,11 @@ def decode(value: bytes | None) -> CounterRecord:
     if (len(r.metric), len(r.hash), len(r.bucket), len(r.count)) != (n, 8 * n, 4 * n, 8 * n):
         raise RecordError("schema", "the columns of a counter record differ in length")
     since, to = _numbered(r.since), _numbered(r.to)
-    if r.partition < 0 or not 0 <= r.chunk < r.chunks <= _CHUNKS_MAX or any(a > b for a, b in zip(since, to, strict=True)):
+    if (
+        r.partition < 0
+        or not 0 <= r.chunk < r.chunks <= _CHUNKS_MAX
+        or any(a > b for a, b in zip(since, to, strict=True))
+    ):
         raise RecordError("range", "a counter record's partition, chunk or range of offsets can't be right")
     x = Increments(
         np.frombuffer(r.kind, np.uint8),
@@ -162,7 +168,11 @@ def decode(value: bytes | None) -> CounterRecord:
         np.frombuffer(r.count, "<i8").astype(np.int64),
     )
     if n and not (
-        x.kind.max() < N_KINDS and x.metric.max() < N_METRICS and x.hash.min() > 0 and x.bucket.min() >= 0 and x.count.min() > 0
+        x.kind.max() < N_KINDS
+        and x.metric.max() < N_METRICS
+        and x.hash.min() > 0
+        and x.bucket.min() >= 0
+        and x.count.min() > 0
     ):
         raise RecordError("range", "a counter record holds a kind, metric, hash, bucket or count out of range")
     return CounterRecord(r.partition, since, to, r.attempt, r.chunk, r.chunks, x)
@@ -187,5 +197,9 @@ def _summed(kind: Any, h: Any, bucket: Any, metric: Any, count: Any) -> Incremen
     first = np.flatnonzero(np.concatenate(([True], (h[1:] != h[:-1]) | (tag[1:] != tag[:-1]))))
     tag = tag[first]
     return Increments(
-        (tag & 255).astype(np.uint8), h[first], tag >> 16, (tag >> 8 & 255).astype(np.uint8), np.add.reduceat(count, first)
+        (tag & 255).astype(np.uint8),
+        h[first],
+        tag >> 16,
+        (tag >> 8 & 255).astype(np.uint8),
+        np.add.reduceat(count, first),
     )

@@ -22,7 +22,9 @@ KEPT = tuple(kept for _, kept, _ in COUNTER_LEVELS)
 RATIO = tuple(length // CLOCK_MS for length, _, _ in COUNTER_LEVELS)
 SLOT_AT = tuple(sum(KEPT[:i]) for i in range(N_LEVELS))  # first stamp of a level in a row of stamps
 N_SLOTS = sum(KEPT)
-LEVEL_AT = tuple(sum(METRICS_OF[j] * KEPT[j] for j in range(i)) for i in range(N_LEVELS))  # first count of a level, metric by metric
+LEVEL_AT = tuple(
+    sum(METRICS_OF[j] * KEPT[j] for j in range(i)) for i in range(N_LEVELS)
+)  # first count of a level, metric by metric
 LIFE_AT = sum(METRICS_OF[i] * KEPT[i] for i in range(N_LEVELS))
 N_COUNTS = LIFE_AT + N_METRICS
 N_WEIGHTS = max(KEPT)

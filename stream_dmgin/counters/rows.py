@@ -126,7 +126,9 @@ def encode(
 def entity_of(key: bytes) -> tuple[int, int]:
     """(kind, hash) of a row's key. Raises FormatError."""
     if len(key) != 10 or key[:1] != b"e":
-        raise FormatError(f"{key!r} is not the key of a counter row: remove the counters' directory, they are read again from the log")
+        raise FormatError(
+            f"{key!r} is not the key of a counter row: remove the counters' directory, they are read again from the log"
+        )
     return key[1], int.from_bytes(key[2:], "big")
 
 
@@ -136,5 +138,7 @@ def decode(value: bytes, counts: NDArray[np.int64], stamps: NDArray[np.int32]) -
     stamps[:] = -1
     first = int(_decode(np.frombuffer(value, np.uint8), counts, stamps))
     if first < 0:
-        raise FormatError("a counter row has another format: remove the counters' directory, they are read again from the log")
+        raise FormatError(
+            "a counter row has another format: remove the counters' directory, they are read again from the log"
+        )
     return first

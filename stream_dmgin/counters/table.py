@@ -180,7 +180,11 @@ class CounterTable:
         ):  # fmt: skip
             a[at] = fresh[name].ctypes.data
         a[C_MASK] = 2 * capacity - 1
-        a[C_STATE], a[C_PRIOR], a[C_WEIGHTS] = self._state.ctypes.data, self._prior.ctypes.data, self._weights.ctypes.data
+        a[C_STATE], a[C_PRIOR], a[C_WEIGHTS] = (
+            self._state.ctypes.data,
+            self._prior.ctypes.data,
+            self._weights.ctypes.data,
+        )
         a[C_CAPACITY] = capacity
 
     def apply(
@@ -249,7 +253,9 @@ class CounterTable:
         """Take rows of `to_rows` into this table, replacing the entities they name. Raises FormatError."""
         for key, value in rows:
             kind, h = _rows.entity_of(key)
-            row = 0 if kind == GLOBAL_KIND else int(find(self._arrays["keys"], self._arrays["rows"], kind, np.uint64(h)))
+            row = (
+                0 if kind == GLOBAL_KIND else int(find(self._arrays["keys"], self._arrays["rows"], kind, np.uint64(h)))
+            )
             if row < 0:
                 if self.used >= len(self._arrays["kinds"]):
                     self._resize(2 * len(self._arrays["kinds"]))

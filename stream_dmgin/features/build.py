@@ -26,7 +26,7 @@ from stream_dmgin.native import hash_ids
 from stream_dmgin.state.hash import item_hash
 
 if TYPE_CHECKING:
-    from stream_dmgin.state.readout import UserArrays
+    from stream_dmgin.state.arrays import UserArrays
 
 Rows = int | NDArray[np.int32]
 # ts (ms), candidates (item ids, or their hashes as uint64), latitude and longitude in degrees or None, surface or None

@@ -65,8 +65,8 @@ def _owners(k: Any, hashes: Any, category: Any, advertiser: Any) -> None:
     advertisers = u64(k[K_ADVERTISER], (k[K_CAPACITY],))
     for i in range(hashes.shape[0]):
         row = find_item(k, hashes[i])
-        category[i] = categories[row] if row >= 0 else 0
-        advertiser[i] = advertisers[row] if row >= 0 else 0
+        category[i] = categories[row] if row >= 0 else np.uint64(0)  # a plain 0 would make both of them floats
+        advertiser[i] = advertisers[row] if row >= 0 else np.uint64(0)
 
 
 class Catalogue:

@@ -81,7 +81,9 @@ class Inputs(dict[str, NDArray[Any]]):
         known = self._fits.get((users, candidates))
         if known is None:
             if not (1 <= users <= len(self._store["x_cat"]) and 1 <= users * candidates <= len(self._store["c_id"])):
-                raise ValueError(f"{users} users x {candidates} candidates don't fit in these inputs: allocate larger ones")
+                raise ValueError(
+                    f"{users} users x {candidates} candidates don't fit in these inputs: allocate larger ones"
+                )
             known = Inputs._over(self._store, self.spec, users, candidates)
             known._fits = self._fits
             self._fits[users, candidates] = known

@@ -72,7 +72,10 @@ from stream_dmgin.features.spec import BEHAVIOUR_CLASSES, N_AGE, N_CLS, N_STAT
 from stream_dmgin.native import f32, i32, i64, kernel, u8, u64
 
 IMPRESSION, CLICK, PAYMENT = (BEHAVIOUR_CLASSES.index(c) for c in ("impression", "click", "payment"))
-_RATE, _RATE_WEIGHT = 0.05, 20.0  # a group's click rate starts from 1 in 20: the counters' rates are no part of the state
+_RATE, _RATE_WEIGHT = (
+    0.05,
+    20.0,
+)  # a group's click rate starts from 1 in 20: the counters' rates are no part of the state
 
 
 @kernel
@@ -90,7 +93,9 @@ def put_item(where: Any, k: Any, h: Any, out: Any) -> Any:
 
 
 @kernel
-def _put_stats(logs: Any, counts: Any, dwell_sum: Any, dwell_max: Any, value_sum: Any, first: Any, last: Any, out: Any) -> None:
+def _put_stats(
+    logs: Any, counts: Any, dwell_sum: Any, dwell_max: Any, value_sum: Any, first: Any, last: Any, out: Any
+) -> None:
     events = 0
     for c in range(N_CLS):
         out[c] = log_count(logs, counts[c])
@@ -126,14 +131,26 @@ def user_side(where: Any, rows: Any) -> None:
     n_groups = i32(where[U_GROUPS], (UB,))
     counts, g_len = i64(where[UG_COUNTS], (UB, UG, N_CLS)), i32(where[UG_LEN], (UB, UG))
     dwell_sum, dwell_max = i64(where[UG_DWELL_SUM], (UB, UG)), i64(where[UG_DWELL_MAX], (UB, UG))
-    value_sum, first, last = i64(where[UG_VALUE_SUM], (UB, UG)), i64(where[UG_FIRST], (UB, UG)), i64(where[UG_LAST], (UB, UG))
+    value_sum, first, last = (
+        i64(where[UG_VALUE_SUM], (UB, UG)),
+        i64(where[UG_FIRST], (UB, UG)),
+        i64(where[UG_LAST], (UB, UG)),
+    )
     item, cls = u64(where[UE_ITEM], (UB, UG, UL)), u8(where[UE_CLS], (UB, UG, UL))
     ts, dwell = i64(where[UE_TS], (UB, UG, UL)), i64(where[UE_DWELL], (UB, UG, UL))
     s_len, s_item0, s_cls0 = i32(where[US_LEN], (UB,)), u64(where[US_ITEM], (UB, US)), u8(where[US_CLS], (UB, US))
     s_ts0, s_dwell0 = i64(where[US_TS], (UB, US)), i64(where[US_DWELL], (UB, US))
 
-    g_mask, g_time, g_stat = u8(where[I_G_MASK], (B, G)), f32(where[I_G_TIME], (B, G)), f32(where[I_G_STAT], (B, G, N_STAT))
-    e_item, e_id, e_cls = i32(where[I_E_ITEM], (B, G, L, 3)), i32(where[I_E_ID], (B, G, L)), i32(where[I_E_CLS], (B, G, L))
+    g_mask, g_time, g_stat = (
+        u8(where[I_G_MASK], (B, G)),
+        f32(where[I_G_TIME], (B, G)),
+        f32(where[I_G_STAT], (B, G, N_STAT)),
+    )
+    e_item, e_id, e_cls = (
+        i32(where[I_E_ITEM], (B, G, L, 3)),
+        i32(where[I_E_ID], (B, G, L)),
+        i32(where[I_E_CLS], (B, G, L)),
+    )
     e_time, e_dwell = i32(where[I_E_TIME], (B, G, L)), i32(where[I_E_DWELL], (B, G, L))
     e_hour, e_mask = i32(where[I_E_HOUR], (B, G, L)), u8(where[I_E_MASK], (B, G, L))
     s_item, s_cls, s_time = i32(where[I_S_ITEM], (B, S, 3)), i32(where[I_S_CLS], (B, S)), i32(where[I_S_TIME], (B, S))
@@ -152,7 +169,14 @@ def user_side(where: Any, rows: Any) -> None:
             g_mask[b, g] = 1
             g_time[b, g] = log2_minutes(newest - last[r, g])
             _put_stats(
-                logs, counts[r, g], dwell_sum[r, g], dwell_max[r, g], value_sum[r, g], first[r, g], last[r, g], g_stat[b, g]
+                logs,
+                counts[r, g],
+                dwell_sum[r, g],
+                dwell_max[r, g],
+                value_sum[r, g],
+                first[r, g],
+                last[r, g],
+                g_stat[b, g],
             )
             age = 0
             for e in range(min(L, g_len[r, g])):

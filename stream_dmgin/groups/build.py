@@ -115,7 +115,9 @@ def _matrix(path: str | Path, column: str, lists: Any, rows: list[int]) -> Matri
     out: Matrix = flat.reshape(len(rows), int(widths[0]))
     bad = np.flatnonzero(~np.isfinite(out).all(1))
     if len(bad):
-        raise InputError(f"{path}, row {rows[int(bad[0])]}: the embedding holds a number that is not finite (or a null)")
+        raise InputError(
+            f"{path}, row {rows[int(bad[0])]}: the embedding holds a number that is not finite (or a null)"
+        )
     return out
 
 
@@ -131,7 +133,7 @@ def build(items: Embeddings, k: int, seed: int = 0, max_load: float = MAX_LOAD) 
     x = (items.vectors / np.maximum(norms, 1e-12)).astype(np.float32)
     labels, centres = _cluster(x, k, seed)
     labels, moved = _balanced(x, labels, centres, max(1, math.ceil(max_load * n / k)))
-    first = {}
+    first: dict[int, int] = {}
     for i, label in enumerate(labels.tolist()):
         first.setdefault(label, i)
     number = {label: g for g, label in enumerate(sorted(first, key=lambda c: first[c]))}
@@ -147,7 +149,7 @@ def _cluster(x: Matrix, k: int, seed: int) -> tuple[NDArray[np.int64], Matrix]:
     from sklearn.exceptions import ConvergenceWarning
 
     if len(x) * k <= _SMALL:
-        means = KMeans(k, n_init=2, random_state=seed)
+        means = KMeans(k, n_init=4, random_state=seed)
     else:
         means = MiniBatchKMeans(k, batch_size=max(1024, 4 * k), n_init=1, max_no_improvement=20, random_state=seed)
     with warnings.catch_warnings():
@@ -174,9 +176,9 @@ def _balanced(x: Matrix, labels: NDArray[np.int64], centres: Matrix, cap: int) -
         part = over[start : start + _CHUNK]
         far = square - 2.0 * x[part].astype(np.float64) @ centres.T.astype(np.float64)
         for i, d in zip(part, far, strict=True):
-            g = int(np.argmin(np.where(sizes < cap, d, np.inf)))
-            labels[i] = g
-            sizes[g] += 1
+            to = int(np.argmin(np.where(sizes < cap, d, np.inf)))
+            labels[i] = to
+            sizes[to] += 1
     return labels, len(over)
 
 

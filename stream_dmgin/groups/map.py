@@ -94,7 +94,9 @@ class GroupMap:
                         continue
                     where = f"{path}, line {reader.line_num}: "
                     if len(row) != 2:
-                        raise InputError(f"{where}{len(row)} fields instead of 2: write item_id,group (quote ids with commas)")
+                        raise InputError(
+                            f"{where}{len(row)} fields instead of 2: write item_id,group (quote ids with commas)"
+                        )
                     group = _number(row[1], where)
                     _check(row[0], group, where)
                     if items.setdefault(row[0], group) != group:
@@ -126,7 +128,9 @@ class GroupMap:
         except OSError as e:
             raise InputError(f"{path} can't be read: {e.strerror or e}") from None
         except (pa.ArrowException, KeyError) as e:
-            raise InputError(f"{path} is not a group map (Parquet with item_id, group; or CSV named *.csv): {e}") from None
+            raise InputError(
+                f"{path} is not a group map (Parquet with item_id, group; or CSV named *.csv): {e}"
+            ) from None
         items: dict[str, int] = {}
         for i, (name, group) in enumerate(zip(names, groups, strict=True)):
             _check(name, group, f"{path}, row {i}: ")
@@ -150,7 +154,9 @@ class GroupMap:
         """A new map with further assignments. Raises InputError where one contradicts what is there."""
         for name, group in more.items():
             if self.items.get(name, group) != group:
-                raise InputError(f"item {name!r} is in group {self.items[name]} and can't move to {group}: build a new map")
+                raise InputError(
+                    f"item {name!r} is in group {self.items[name]} and can't move to {group}: build a new map"
+                )
         return GroupMap({**self.items, **more}, self.kind)
 
     def lookup(self, item_id: str) -> int | None:

@@ -25,7 +25,9 @@ def find(data_dir: Path, name: str) -> GroupMap:
     for path in (Path(name), data_dir / "groups" / f"{name}.parquet"):
         if path.is_file():
             return GroupMap.load(path)
-    raise InputError(f"no group map {name!r}: neither a file nor an id under {data_dir / 'groups'} (see `stream-dmgin groups list`)")
+    raise InputError(
+        f"no group map {name!r}: neither a file nor an id under {data_dir / 'groups'} (see `stream-dmgin groups list`)"
+    )
 
 
 def kept(data_dir: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,295 @@
+"""Counters and features once more, in plain Python and as slowly as they are easy to read: what docs/features.md says, written
+without the code under test (only the names and sizes of spec.py and the hash of ids are shared)."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import xxhash
+
+from stream_dmgin.features import spec as names
+
+MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
+CLS = {c: i for i, c in enumerate(names.BEHAVIOUR_CLASSES)}
+
+
+def h64(name: str) -> int:
+    return xxhash.xxh64_intdigest(name.encode()) or 1
+
+
+class Counters:
+    """The counters as the bare set of increments: {(kind, name hash): {(bucket, metric): count}}."""
+
+    def __init__(self) -> None:
+        self.counts: dict[tuple[str, int], dict[tuple[int, str], int]] = defaultdict(lambda: defaultdict(int))
+        self.known: dict[tuple, Any] = {}  # answers since the last increment: only to keep the tests short
+
+    def add(self, kind: str, name: int, bucket: int, metric: str, count: int) -> None:
+        self.known.clear()
+        self.counts[kind, name][bucket, metric] += count
+        if kind == "item":
+            self.counts["all", 0][bucket, metric] += count
+
+    def decayed(self, kind: str, name: int, now: int, level: int, metric: str) -> float:
+        length, kept, half_life = names.COUNTER_LEVELS[level]
+        ratio = length // names.COUNTER_LEVELS[0][0]
+        metrics = ("impressions", "clicks") if level < 2 else names.COUNTER_METRICS
+        entity = self.counts.get((kind, name), {})
+        newest: dict[int, int] = {}
+        for b, m in entity:
+            if m in metrics:
+                newest[b // ratio % kept] = max(newest.get(b // ratio % kept, -1), b // ratio)
+        total = 0.0
+        for (b, m), n in entity.items():
+            coarse = b // ratio
+            if m == metric and newest.get(coarse % kept) == coarse:
+                age = max(0, now // length - coarse)
+                if age < kept:
+                    total += n * 0.5 ** (age * length / half_life)
+        return total
+
+    def life(self, kind: str, name: int, metric: str) -> int:
+        return sum(n for (_, m), n in self.counts.get((kind, name), {}).items() if m == metric)
+
+    def by_horizon(self, kind: str, name: int, now: int, horizon: int, metric: str) -> float:
+        return self.life(kind, name, metric) if horizon == 3 else self.decayed(kind, name, now, horizon, metric)
+
+    def global_logit(self, now: int, what: int | str) -> float:
+        """what: 0..3 (click rate by horizon), "orders" or "engagements" (a click, seven days)."""
+        if (now, what) not in self.known:
+            self.known[now, what] = self._global_logit(now, what)
+        return self.known[now, what]
+
+    def _global_logit(self, now: int, what: int | str) -> float:
+        if isinstance(what, int):
+            hits, tries = (self.by_horizon("all", 0, now, what, m) for m in ("clicks", "impressions"))
+        else:
+            hits, tries = (self.by_horizon("all", 0, now, 2, m) for m in (what, "clicks"))
+        tries = max(hits, tries)
+        return math.floor(64 * math.log((hits + 1) / (tries - hits + 19)) + 0.5) / 64
+
+    def features(self, kind: str, name: int, now: int) -> list[float]:
+        if (kind, name, now) not in self.known:
+            self.known[kind, name, now] = self._features(kind, name, now)
+        return self.known[kind, name, now]
+
+    def _features(self, kind: str, name: int, now: int) -> list[float]:
+        if not name or (kind, name) not in self.counts:
+            return [0.0] * 11
+        out = [math.log1p(self.by_horizon(kind, name, now, k, "impressions")) for k in range(4)]
+        for k in range(4):
+            g = self.global_logit(now, k)
+            out.append(
+                smooth(
+                    self.by_horizon(kind, name, now, k, "clicks"),
+                    self.by_horizon(kind, name, now, k, "impressions"),
+                    g,
+                    20,
+                )
+                - g
+            )
+        clicks = self.decayed(kind, name, now, 2, "clicks")
+        out.append(math.log1p(self.decayed(kind, name, now, 2, "dwell_ms") / 1000 / (clicks + 1)))
+        for metric in ("orders", "engagements"):
+            g = self.global_logit(now, metric)
+            out.append(smooth(self.decayed(kind, name, now, 2, metric), clicks, g, 20) - g)
+        return out
+
+    def first_ms(self, name: int) -> int | None:
+        entity = self.counts.get(("item", name))
+        return min(b for b, _ in entity) * 900_000 if entity else None
+
+
+def smooth(hits: float, tries: float, logit: float, weight: float) -> float:
+    """Logit of the rate of hits in tries, with `weight` further tries at the rate of `logit`."""
+    p = 1 / (1 + math.exp(-logit))
+    tries = max(hits, tries)
+    return math.log((hits + weight * p) / (tries - hits + weight * (1 - p)))
+
+
+def bucket(h: int, n: int) -> int:
+    return 0 if h == 0 else 1 + ((h >> 32) * (n - 1) >> 32)
+
+
+def dwell_bucket(ms: int) -> int:
+    if ms < 0:
+        return 0
+    return min(names.N_DWELL - 1, max(1, 1 + math.floor(math.log2(ms // 1000)))) if ms >= 1000 else 1
+
+
+def age_bucket(ms: int) -> int:
+    # in whole numbers: the largest b with (1 + minutes)^2 >= 2^b
+    n, b = (MINUTE + max(0, ms)) ** 2, 0
+    while b < names.N_AGE - 1 and n >= MINUTE**2 * 2 ** (b + 1):
+        b += 1
+    return b
+
+
+def hours(ms: float | None) -> float:
+    return 12.0 if ms is None else math.log1p(max(0, ms) / HOUR)
+
+
+def minutes(ms: float | None) -> float:
+    return 16.0 if ms is None else math.log1p(max(0, ms) / MINUTE)
+
+
+def log2_minutes(ms: int) -> float:
+    return math.log2(1 + max(0, ms) / MINUTE)
+
+
+class World:
+    """Items (records.Item by id), groups (item id -> group) and counters."""
+
+    def __init__(
+        self, spec: names.InputSpec, items: dict[str, Any], groups: dict[str, int], counters: Counters
+    ) -> None:
+        self.spec, self.counters = spec, counters
+        self.items = {h64(i): item for i, item in items.items()}
+        self.groups = {h64(i): g for i, g in groups.items()}
+
+    def owner(self, item: int, field: str) -> int:
+        known = self.items.get(item)
+        name = getattr(known, field) if known else None
+        return h64(name) if name else 0
+
+    def triple(self, item: int) -> list[int]:
+        s = self.spec
+        return [
+            bucket(item, s.item_buckets), bucket(self.owner(item, "category"), s.category_buckets),
+            bucket(self.owner(item, "advertiser"), s.advertiser_buckets),
+        ]  # fmt: skip
+
+    def group_key(self, item: int) -> int:
+        return self.groups[item] if item in self.groups else 1 << 63 | item >> 1
+
+    # The user side: {name: value} with lists; positions not named are padding
+
+    def user_side(self, a: Any, b: int) -> dict[str, Any]:
+        s = self.spec
+        n = min(s.groups, int(a.n_groups[b]))
+        newest = int(a.g_last[b, 0]) if n else 0
+        events = []
+        for g in range(n):
+            last = int(a.g_last[b, g])
+            events.append([self.event(a, "e", (b, g, e), last) for e in range(min(s.events, int(a.g_len[b, g])))])
+        return {
+            "g_stat": [self.stats(a, b, g) for g in range(n)],
+            "g_time": [log2_minutes(newest - int(a.g_last[b, g])) for g in range(n)],
+            "events": events,
+            "short": [self.event(a, "s", (b, e), newest) for e in range(min(s.short, int(a.s_len[b])))],
+        }
+
+    def event(self, a: Any, ring: str, at: tuple[int, ...], last: int) -> dict[str, Any]:
+        item, ts = int(getattr(a, ring + "_item")[at]), int(getattr(a, ring + "_ts")[at])
+        return {
+            "item": self.triple(item), "id": item % 2**31, "cls": int(getattr(a, ring + "_cls")[at]),
+            "time": age_bucket(last - ts), "dwell": dwell_bucket(int(getattr(a, ring + "_dwell")[at])),
+            "hour": (ts // HOUR + 3 * 24) % 168 // 4,
+        }  # fmt: skip
+
+    def stats(self, a: Any, b: int, g: int) -> list[float]:
+        counts = [int(x) for x in a.g_counts[b, g]]
+        impressions, clicks, payments = (counts[CLS[c]] for c in ("impression", "click", "payment"))
+        events = sum(counts) - impressions
+        span = max(0, int(a.g_last[b, g] - a.g_first[b, g]))
+        return [
+            *(math.log1p(c) for c in counts),
+            math.log1p(int(a.g_dwell_sum[b, g]) / 1000 / max(1, events)),
+            math.log1p(int(a.g_dwell_max[b, g]) / 1000),
+            math.log1p(int(a.g_value_sum[b, g]) / 1e6 / max(1, payments)),
+            (clicks + 1) / (max(clicks, impressions) + 20),
+            math.log1p(span / HOUR),
+            math.log1p(events / (1 + span / DAY)),
+        ]
+
+    # The request side
+
+    def request_side(
+        self, a: Any, b: int, now: int, candidates: list[int], lat: float | None, lon: float | None
+    ) -> dict[str, Any]:
+        s, c = self.spec, self.counters
+        n = min(s.groups, int(a.n_groups[b])) if b >= 0 else 0
+        counts = [[int(x) for x in a.g_counts[b, g]] for g in range(n)]
+        clicks, shown = (sum(k[CLS[x]] for k in counts) for x in ("click", "impression"))
+        world_logit = c.global_logit(now, 2)
+        user_logit = smooth(clicks, shown, world_logit, 20)
+        events, impressions = [], []
+        if b >= 0:
+            events = [
+                (int(a.s_item[b, i]), int(a.s_cls[b, i]), int(a.s_ts[b, i]), int(a.s_dwell[b, i]))
+                for i in range(a.s_len[b])
+            ]
+            impressions = [(int(a.m_item[b, i]), int(a.m_ts[b, i])) for i in range(a.m_len[b])]
+        since = impressions[-1][1] if len(impressions) == 64 else 0
+        in_ring = [(i, t) for i, k, t, _ in events if k == CLS["click"]]
+        ring_logit = smooth(sum(t >= since for _, t in in_ring), len(impressions), user_logit, 10)
+        keys = [int(a.g_key[b, g]) for g in range(n)]
+
+        def pair(of: Any, name: int) -> list[float]:
+            if not name:
+                return [0, 0, 0]
+            mine = [t for i, t in in_ring if of(i) == name]
+            seen = sum(of(i) == name for i, _ in impressions)
+            rate = smooth(sum(t >= since for t in mine), seen, ring_logit, 5) - ring_logit
+            return [len(mine), seen, rate if seen or any(of(i) == name for i, *_ in events) else 0.0]
+
+        dense, group_index = [], []
+        for item in candidates:
+            row: list[float] = []
+            row += c.features("item", item, now)
+            row += c.features("category", self.owner(item, "category"), now)
+            row += c.features("advertiser", self.owner(item, "advertiser"), now)
+            key = self.group_key(item)
+            g = keys.index(key) if key in keys else -1
+            group_index.append(g if g >= 0 else s.groups)
+            if g < 0:
+                row += [0, 0, 0, 0, 12.0, 0]
+            else:
+                k = counts[g]
+                i, cl = k[CLS["impression"]], k[CLS["click"]]
+                post = sum(k) - i - cl
+                row += [
+                    math.log1p(i), math.log1p(cl), smooth(cl, i, user_logit, 5) - user_logit, math.log1p(post),
+                    hours(now - int(a.g_last[b, g])), math.log1p(int(a.g_dwell_sum[b, g]) / 1000 / max(1, post + cl)),
+                ]  # fmt: skip
+            mine, seen = [t for j, _, t, _ in events if j == item], [t for j, t in impressions if j == item]
+            row += [sum(j == item for j, _ in in_ring), len(seen)]
+            row += [hours(now - max(mine) if mine else None), hours(now - max(seen) if seen else None)]
+            row += pair(lambda i: self.owner(i, "category"), self.owner(item, "category"))
+            row += pair(lambda i: self.owner(i, "advertiser"), self.owner(item, "advertiser"))
+            known = self.items.get(item)
+            row.append(math.log1p(known.price) if known and known.price is not None else 0.0)
+            placed = known is not None and known.lat is not None and lat is not None
+            row += [math.log1p(haversine(lat, lon, known.lat, known.lon)) if placed else 0.0, float(placed)]
+            first = c.first_ms(item)
+            row += [0.0 if first is None else hours(now - first), float(known is not None)]
+            for name in s.item_numbers:
+                x = (known.attrs or {}).get(name) if known else None
+                row.append(math.log1p(x) if x is not None else 0.0)
+            dense.append(row)
+        dwells = [d for *_, d in events if d >= 0]
+        ages, shown_ages = [now - t for _, t in in_ring], [now - t for _, t in impressions]
+        angle, week = 2 * math.pi * (now % DAY) / DAY, 2 * math.pi * ((now // DAY + 3) % 7 + now % DAY / DAY) / 7
+        user = [
+            math.log1p(int(a.n_events[b]) if b >= 0 else 0), math.log1p(int(a.n_impressions[b]) if b >= 0 else 0),
+            user_logit - world_logit, ring_logit - user_logit,
+            minutes(now - events[0][2] if events else None), minutes(now - impressions[0][1] if impressions else None),
+            sum(x < 10 * MINUTE for x in ages), sum(x < 10 * MINUTE for x in shown_ages),
+            sum(x < HOUR for x in ages), sum(x < HOUR for x in shown_ages),
+            math.log1p(int(a.n_groups_total[b]) if b >= 0 else 0), math.log1p(sum(dwells) / 1000 / len(dwells)) if dwells else 0.0,
+            math.sin(angle), math.cos(angle), math.sin(2 * angle), math.cos(2 * angle), math.sin(week), math.cos(week), world_logit,
+        ]  # fmt: skip
+        return {
+            "c_item": [self.triple(i) for i in candidates], "c_id": [i % 2**31 for i in candidates], "c_group": group_index,
+            "c_dense": dense, "g_age": [log2_minutes(now - int(a.g_last[b, g])) for g in range(n)],
+            "g_size": [math.log1p(sum(k) - k[0]) for k in counts], "u_dense": user,
+        }  # fmt: skip
+
+
+def haversine(lat1: float, lon1: float, lat2: float, lon2: float) -> float:
+    """Kilometres between two places in degrees."""
+    a, b, c, d = map(math.radians, (lat1, lon1, lat2, lon2))
+    x = math.sin((c - a) / 2) ** 2 + math.cos(a) * math.cos(c) * math.sin((d - b) / 2) ** 2
+    return 2 * 6371.0088 * math.asin(min(1, math.sqrt(x)))

@@ -1,0 +1,234 @@
+"""The features against an independent reference in plain Python, on made-up states."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from features_reference import Counters, World, h64
+from features_states import HOUR, Arrays, random_state
+
+from stream_dmgin.counters.table import CounterTable
+from stream_dmgin.features.build import FeatureBuilder
+from stream_dmgin.features.catalogue import Catalogue
+from stream_dmgin.features.inputs import REQUEST_SIDE, USER_SIDE, Inputs
+from stream_dmgin.features.spec import BEHAVIOUR_CLASSES, COUNTER_KINDS, COUNTER_METRICS, N_STAT, InputSpec
+from stream_dmgin.groups.map import GroupMap
+from stream_dmgin.native import hash_ids
+from stream_dmgin.records import Item
+
+NOW = 1_750_000_123_456
+SPEC = InputSpec(
+    groups=12,
+    events=5,
+    short=7,
+    item_buckets=64,
+    category_buckets=8,
+    advertiser_buckets=16,
+    item_numbers=("size", "age"),
+)
+
+
+class Case:
+    """A small world, the same for the product and for the reference."""
+
+    def __init__(self, seed: int, users: int = 6) -> None:
+        rng = self.rng = np.random.default_rng(seed)
+        self.names = [f"s{i}" for i in range(40)]
+        self.groups = {n: int(rng.integers(12)) for n in self.names if rng.random() < 0.7}
+        self.items = {n: self.item(n) for n in self.names if rng.random() < 0.85}
+        self.catalogue = Catalogue()
+        for item in self.items.values():
+            self.catalogue.upsert(item)
+        self.table, self.reference = CounterTable(), Counters()
+        self.count(3000)
+        self.map = GroupMap(self.groups)
+        self.builder = FeatureBuilder(SPEC, self.catalogue, self.table, self.map)
+        self.world = World(SPEC, self.items, self.groups, self.reference)
+        self.arrays = Arrays(users, SPEC.groups + 3, SPEC.events + 2)
+        for b in range(users):
+            random_state(self.arrays, b, rng, self.names, self.groups, NOW)
+
+    def item(self, name: str) -> Item:
+        r = self.rng
+        some = lambda x: x if r.random() < 0.8 else None  # noqa: E731
+        return Item(
+            name, category=some(f"c{r.integers(4)}"), advertiser=some(f"a{r.integers(9)}"), price=some(float(r.integers(100))),
+            **(some({"lat": float(r.uniform(-89, 89)), "lon": float(r.uniform(-180, 180))}) or {}),
+            attrs=some({"size": int(r.integers(50)), "other": "x", **(some({"age": 1.5}) or {})}),
+        )  # fmt: skip
+
+    def count(self, n: int) -> None:
+        r = self.rng
+        kinds, names = [], []
+        for kind in r.integers(0, 3, n).tolist():
+            kinds.append(kind)
+            names.append(h64((self.names[r.integers(40)], f"c{r.integers(4)}", f"a{r.integers(9)}")[kind]))
+        age = (10 ** r.uniform(0, 3.7, n)).astype(np.int64) - 3  # buckets; a few lie ahead of now
+        buckets, metrics, counts = NOW // 900_000 - age, r.integers(0, 5, n), r.integers(1, 1000, n)
+        self.table.apply(
+            np.array(kinds, np.uint8), np.array(names, np.uint64), buckets, metrics.astype(np.uint8), counts
+        )
+        for k, h, b, m, c in zip(kinds, names, buckets.tolist(), metrics.tolist(), counts.tolist(), strict=True):
+            self.reference.add(COUNTER_KINDS[k], h, b, COUNTER_METRICS[m], c)
+
+
+def check_user(inputs: Inputs, i: int, want: dict) -> None:
+    g, s = len(want["g_stat"]), len(want["short"])
+    assert inputs["g_mask"][i].sum() == g and inputs["g_mask"][i, :g].all()
+    np.testing.assert_allclose(
+        inputs["g_stat"][i, :g], np.array(want["g_stat"]).reshape(g, N_STAT), rtol=2e-6, atol=1e-6
+    )
+    np.testing.assert_allclose(inputs["g_time"][i, :g], want["g_time"], rtol=1e-6)
+    assert not inputs["g_stat"][i, g:].any() and not inputs["g_time"][i, g:].any()
+    rows = [(("e", (i, k, e)), x) for k, events in enumerate(want["events"]) for e, x in enumerate(events)]
+    rows += [(("s", (i, e)), x) for e, x in enumerate(want["short"])]
+    for (ring, at), x in rows:
+        assert inputs[f"{ring}_mask"][at]
+        for name in ("item", "cls", "time", "dwell") + (("id", "hour") if ring == "e" else ()):
+            assert np.array_equal(inputs[f"{ring}_{name}"][at], x[name]), (ring, at, name)
+    assert inputs["e_mask"][i].sum() == sum(map(len, want["events"])) and inputs["s_mask"][i].sum() == s
+    off = ~inputs["e_mask"][i]
+    assert (inputs["e_id"][i][off] == -1).all()
+    assert not any(inputs[n][i][off].any() for n in ("e_item", "e_cls", "e_time", "e_dwell", "e_hour"))
+    assert not any(inputs[n][i, s:].any() for n in ("s_item", "s_cls", "s_time", "s_dwell"))
+
+
+def check_request(inputs: Inputs, i: int, want: dict) -> None:
+    n, g = len(want["c_id"]), len(want["g_age"])
+    for name in ("c_item", "c_id", "c_group"):
+        assert np.array_equal(inputs[name][i, :n], want[name]), name
+    names = [*SPEC.candidate_features]
+    for c in range(n):
+        for d, name in enumerate(names):
+            got, expected = float(inputs["c_dense"][i, c, d]), want["c_dense"][c][d]
+            assert got == pytest.approx(expected, rel=3e-6, abs=3e-6), (name, c)
+    for name in ("g_age", "g_size"):
+        np.testing.assert_allclose(inputs[name][i, :g], want[name], rtol=1e-6)
+        assert not inputs[name][i, g:].any()
+    np.testing.assert_allclose(inputs["u_dense"][i], want["u_dense"], rtol=3e-6, atol=3e-6)
+    assert inputs["c_mask"][i].tolist() == [True] * n + [False] * (inputs.candidates - n)
+    assert not inputs["c_item"][i, n:].any() and not inputs["c_dense"][i, n:].any()
+    assert (inputs["c_id"][i, n:] == -2).all() and (inputs["c_group"][i, n:] == SPEC.groups).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_inputs_equal_the_reference(seed: int) -> None:
+    case = Case(seed)
+    inputs = Inputs.allocate(SPEC, 8, 30)
+    rows = np.array([3, -1, 0, 5, 2, 1, 4], np.int32)
+    candidates = [[*case.rng.choice(case.names, case.rng.integers(1, 28)), "unknown", "ü\0x"] for _ in rows]
+    places = [(None, None), (10.0, 20.0), (-33.9, 151.2), (0.0, 0.0), (89.0, -179.5), (48.1, None), (51.5, -0.1)]
+    for later in (
+        0,
+        60_000,
+        900_000,
+        50 * HOUR,
+    ):  # the counters' cache is filled at the first, and partly stale afterwards
+        asks = [(NOW + later, c, *p, "home") for c, p in zip(candidates, places, strict=True)]
+        case.builder.user_side(case.arrays, rows, inputs)
+        case.builder.request_side(case.arrays, rows, asks, inputs)
+        for i, r in enumerate(rows.tolist()):
+            if r >= 0:
+                check_user(inputs, i, case.world.user_side(case.arrays, r))
+            else:
+                assert not inputs["g_mask"][i].any() and not inputs["s_mask"][i].any()
+            ts, names, lat, lon, _ = asks[i]
+            place = (lat, lon) if lat is not None and lon is not None else (None, None)
+            check_request(inputs, i, case.world.request_side(case.arrays, r, ts, [h64(n) for n in names], *place))
+        assert not inputs["c_mask"][7].any() and not inputs["u_dense"][7].any() and not inputs["g_mask"][7].any()
+        case.count(200)
+
+
+def test_what_was_in_the_buffers_does_not_matter() -> None:
+    case = Case(11)
+    asks = [(NOW, case.names[:5], 1.0, 2.0, None), (NOW, case.names[5:17], None, None, "search")]
+    a, b = Inputs.allocate(SPEC, 3, 20), Inputs.allocate(SPEC, 3, 20)
+    for x in b.values():
+        x[...] = True if x.dtype == bool else 77
+    for out in (a, b):
+        case.builder.user_side(case.arrays, 2, out)
+        case.builder.request_side(case.arrays, 2, asks, out)
+    for name in [*USER_SIDE, *REQUEST_SIDE]:
+        assert np.array_equal(a[name], b[name]), name
+
+
+def test_batch_size_and_padding_do_not_matter() -> None:
+    case = Case(12)
+    asks = [(NOW + i * HOUR, list(case.rng.choice(case.names, 3 + i)), 1.0, 2.0, f"p{i}") for i in range(6)]
+    whole = Inputs.allocate(SPEC, 6, 8)
+    case.builder.user_side(case.arrays, 6, whole)
+    case.builder.request_side(case.arrays, 6, asks, whole)
+    one = Inputs.allocate(SPEC, 2, 20)
+    for i, ask in enumerate(asks):
+        out = one.fit(1, 3 + i)
+        row = np.array([i], np.int32)
+        case.builder.user_side(case.arrays, row, out)
+        case.builder.request_side(case.arrays, row, [ask], out)
+        for name in [*USER_SIDE, *REQUEST_SIDE]:
+            want = whole[name][i, : 3 + i] if name.startswith("c_") else whole[name][i]
+            assert np.array_equal(out[name][0], want), name
+
+
+def test_candidates_as_hashes_are_the_same() -> None:
+    case = Case(13)
+    a, b = Inputs.allocate(SPEC, 1, 40), Inputs.allocate(SPEC, 1, 40)
+    case.builder.request_side(case.arrays, 1, [(NOW, case.names, None, None, None)], a)
+    case.builder.request_side(case.arrays, 1, [(NOW, hash_ids(case.names), None, None, None)], b)
+    assert all(np.array_equal(a[n], b[n]) for n in REQUEST_SIDE)
+
+
+def test_surface_is_bucketed_and_none_is_zero() -> None:
+    case = Case(14)
+    x = Inputs.allocate(SPEC, 4, 1)
+    case.builder.request_side(case.arrays, 4, [(NOW, ["s1"], None, None, s) for s in ("home", "", None, "home")], x)
+    home = int(x["x_cat"][0])
+    assert 0 < home < SPEC.surface_buckets and x["x_cat"].tolist() == [home, 0, 0, home]
+
+
+def test_another_group_map_and_a_grown_catalogue_are_seen() -> None:
+    case = Case(15)
+    x = Inputs.allocate(SPEC, 1, 1)
+    case.arrays.n_groups[0], case.arrays.g_key[0, 0] = 1, 7
+    ask = [(NOW, ["new"], None, None, None)]
+    case.builder.request_side(case.arrays, 1, ask, x)
+    assert x["c_group"][0, 0] == SPEC.groups and x["c_dense"][0, 0, SPEC.candidate_features.index("item_known")] == 0
+    case.builder.groups = case.map.extend({"new": 7})
+    case.catalogue.upsert(Item("new"))
+    for i in range(5000):
+        case.catalogue.upsert(Item(f"more{i}"))  # the catalogue's arrays move
+    case.builder.request_side(case.arrays, 1, ask, x)
+    assert x["c_group"][0, 0] == 0 and x["c_dense"][0, 0, SPEC.candidate_features.index("item_known")] == 1
+
+
+def test_too_small_inputs_are_refused() -> None:
+    case = Case(16)
+    x = Inputs.allocate(SPEC, 2, 3)
+    with pytest.raises(ValueError, match="don't fit"):
+        case.builder.request_side(case.arrays, 1, [(NOW, ["a"] * 4, None, None, None)], x)
+    with pytest.raises(ValueError, match="don't fit"):
+        case.builder.user_side(case.arrays, 3, x)
+    with pytest.raises(ValueError, match="requests for"):
+        case.builder.request_side(case.arrays, 2, [(NOW, ["a"], None, None, None)], x)
+    with pytest.raises(ValueError, match="another InputSpec"):
+        case.builder.user_side(case.arrays, 1, Inputs.allocate(InputSpec(), 1, 1))
+    with pytest.raises(ValueError, match="model reads"):
+        case.builder.user_side(Arrays(1, 4, 4), 1, x)
+    with pytest.raises(ValueError, match="fit in these"):
+        x.fit(3, 3)
+    with pytest.raises(ValueError, match="1 or more"):
+        Inputs.allocate(SPEC, 0, 1)
+
+
+def test_a_users_own_events_ahead_of_the_request_are_of_age_zero() -> None:
+    case = Case(17, users=1)
+    case.arrays.s_len[0], case.arrays.s_item[0, 0], case.arrays.s_ts[0, 0] = 1, h64("s1"), NOW + HOUR
+    case.arrays.s_cls[0, 0] = BEHAVIOUR_CLASSES.index("click")
+    x = Inputs.allocate(SPEC, 1, 1)
+    case.builder.request_side(case.arrays, 1, [(NOW, ["s1"], None, None, None)], x)
+    assert x["c_dense"][0, 0, SPEC.candidate_features.index("ui_log1p_click_age_h")] == 0
+    assert np.isfinite(x["c_dense"]).all() and np.isfinite(x["u_dense"]).all()
