@@ -80,8 +80,9 @@ from stream_dmgin.state.layout import (
     U_TABLE,
     U_TABLECAP,
     UW,
+    A_,
 )
-from stream_dmgin.state.mem import GOLDEN, copy_bytes
+from stream_dmgin.state.mem import GOLDEN, base_of, copy_bytes, mem_at
 
 OP_WORDS = 5  # letter of the key, key offset, key length, value offset, value length in bytes (-1: delete)
 B, D, S_ = ord("b"), ord("d"), ord("s")
@@ -164,7 +165,7 @@ def put_key(S: Any, u: Any, letter: Any, tail: Any, number: Any, K: Any, k: Any)
     b = u * UW
     n = S.U[b + U_IDLEN]
     to = np.int64(K.ctypes.data) + k
-    copy_bytes(to + 1, np.int64(S.A.ctypes.data) + 8 * S.U[b + U_ID], n)
+    copy_bytes(to + 1, base_of(S, A_) + 8 * S.U[b + U_ID], n)
     if tail == 0:
         return n + 1
     st8(to + 1 + n, 0)
@@ -174,11 +175,11 @@ def put_key(S: Any, u: Any, letter: Any, tail: Any, number: Any, K: Any, k: Any)
 
 
 @kernel
-def encode_dirty(S: Any, start: Any, O: Any, K: Any, ops: Any) -> Any:  # noqa: E741, N803
+def encode_dirty(addresses: Any, start: Any, O: Any, K: Any, ops: Any) -> Any:  # noqa: E741, N803
     """Rows of the dirty users from number `start` on: (code, words written, key bytes, operations). On NEED_OUT the buffers
     are full (or, when nothing was written, too small for M_NEED words); M_POS is where to go on."""
+    S = mem_at(addresses)
     o = k = nop = 0
-    A = S.A
     for d in range(start, S.M[M_NDIRTY]):
         S.M[M_POS] = d
         u = S.L[d]

@@ -121,7 +121,7 @@ class StateEngine:
         try:
             while True:
                 code = resolve.resolve(
-                    mem.S, rows, cols.status, cols.topic, cols.offset, user_hash, user_addr, cols.user_len, item_hash,
+                    mem.addresses, rows, cols.status, cols.topic, cols.offset, user_hash, user_addr, cols.user_len, item_hash,
                     item_addr, cols.item_len, type_hash, type_addr, cols.type_len, self._map_keys, self._map_values,
                     self._db is None, slots, items, types, missing, start,
                 )  # fmt: skip
@@ -139,7 +139,7 @@ class StateEngine:
         counted = start = 0
         while True:
             code, n = fold.fold_rows(
-                mem.S, rows, cols.status, cols.topic, cols.offset, cols.ts, cols.eid_hash.view(i64), cols.dwell, cols.value,
+                mem.addresses, rows, cols.status, cols.topic, cols.offset, cols.ts, cols.eid_hash.view(i64), cols.dwell, cols.value,
                 slots, items, types, start,
             )  # fmt: skip
             counted += n
@@ -267,7 +267,7 @@ class StateEngine:
 
     def cached_bytes(self) -> int:
         """Bytes of the cached users' state."""
-        return int(entry.used_bytes(self._mem.S))
+        return int(entry.used_bytes(self._mem.addresses))
 
     @property
     def pressure(self) -> float:
@@ -491,7 +491,7 @@ class StateEngine:
         M = self._mem.S.M
         start = 0
         while True:
-            code, words, key_bytes, ops = encode_dirty(self._mem.S, start, self._out, self._keys, self._ops)
+            code, words, key_bytes, ops = encode_dirty(self._mem.addresses, start, self._out, self._keys, self._ops)
             values, keys = self._out[:words].tobytes(), self._keys[:key_bytes].tobytes()
             put, delete = batch.put, batch.delete
             for _, k, kn, v, vn in self._ops[: ops * OP_WORDS].reshape(-1, OP_WORDS).tolist():
@@ -526,7 +526,8 @@ class StateEngine:
         for _, row in self._rows(at_.ROW_ITEMS):
             mem.add_items_row(row)
         for _, name in self._rows(at_.ROW_TYPE):
-            resolve.type_number(mem.S, int(np.uint64(_hash(name)).view(np.int64)), id(name) + ADDRESS_OF_BYTES, len(name))
+            resolve.add_type(
+                mem.addresses, int(np.uint64(_hash(name)).view(np.int64)), id(name) + ADDRESS_OF_BYTES, len(name))
         self._items_written, self._types_written = int(mem.S.M[at_.M_ITEMS]), int(mem.S.M[at_.M_TYPES])
         self._set_types()
         raw = db.get(at_.ROW_OFFSETS)

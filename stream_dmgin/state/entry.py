@@ -90,9 +90,15 @@ def drop(addresses: Any, slots: Any) -> None:
 
 
 @kernel
-def used_bytes(S: Any) -> Any:
+def used(S: Any) -> Any:
     """Bytes of the cached users' state."""
     return 8 * (S.M[M_ATOP] - S.M[M_AFREE] + GW * S.M[M_GROUPS] + UW * S.M[M_USERS_CACHED])
+
+
+@kernel
+def used_bytes(addresses: Any) -> Any:
+    """Bytes of the cached users' state."""
+    return used(mem_at(addresses))
 
 
 @kernel
@@ -101,7 +107,7 @@ def evict(addresses: Any, order: Any, target: Any) -> Any:
     S = mem_at(addresses)
     gone = 0
     for u in order:
-        if used_bytes(S) <= target:
+        if used(S) <= target:
             break
         if S.U[u * UW + U_FLAGS] & DIRTY == 0:
             drop_user(S, u)

@@ -91,8 +91,10 @@ from stream_dmgin.state.layout import (
     U_TABLECAP,
     USER_RING,
     UW,
+    C_,
+    D_,
 )
-from stream_dmgin.state.mem import alloc, arena_room, free, group_room, group_row, table_find, table_put
+from stream_dmgin.state.mem import alloc, arena_room, free, group_room, group_row, mem_at, size_of, table_find, table_put, zero
 
 COUNTED, DUPLICATE, SPILLED = 1, 0, -1
 LOW32 = (1 << 32) - 1
@@ -249,7 +251,7 @@ def grow_table(S: Any, u: Any) -> None:
         return
     new_cap = max(2 * cap, 4)
     new = alloc(S, 2 * new_cap)
-    S.A[new : new + 2 * new_cap] = 0
+    zero(S.A, new, new + 2 * new_cap)
     for i in range(cap):
         if S.A[at + 2 * i + 1]:
             table_put(S, new, new_cap, S.A[at + 2 * i], S.A[at + 2 * i + 1] - 1)
@@ -391,7 +393,7 @@ def event_room(S: Any, u: Any) -> Any:
 def count_increment(S: Any, item: Any, t: Any, impression: Any, ts: Any, dwell: Any) -> None:
     """Add one counted event to the increments of the shared counters; room for one entry was checked."""
     key = ((item << 32) | (ts // BUCKET_MS)) + 1
-    mask = len(S.C) // CW - 1
+    mask = size_of(S, C_) // CW - 1
     i = np.int64(np.uint64(key * np.int64(-0x61C8864680B583EB)) >> np.uint64(32)) & mask
     while S.C[i * CW] != key:
         if S.C[i * CW] == 0:
@@ -425,13 +427,14 @@ def grow_increments(old: Any, new: Any) -> None:
 
 @kernel
 def fold_rows(
-    S: Any, rows: Any, status: Any, topic: Any, offset: Any, ts: Any, eid: Any, dwell: Any, value: Any, slots: Any, items: Any,
+    addresses: Any, rows: Any, status: Any, topic: Any, offset: Any, ts: Any, eid: Any, dwell: Any, value: Any, slots: Any, items: Any,
     types: Any, start: Any,
 ) -> Any:  # fmt: skip
     """Fold rows[start:]; returns (code, events counted). On a NEED_* code M_POS is the row to go on from.
 
     `slots`, `items`, `types`: user slot, item index and type number of each of `rows`, as `resolve` found them.
     """
+    S = mem_at(addresses)
     counted = 0
     clock = S.M[M_CLOCK]
     for j in range(start, len(rows)):
@@ -445,9 +448,9 @@ def fold_rows(
             continue
         u = slots[j]
         code = event_room(S, u)
-        if code == DONE and (S.M[M_DTOP] + 1) * DW > len(S.D):
+        if code == DONE and (S.M[M_DTOP] + 1) * DW > size_of(S, D_):
             code = NEED_D
-        if code == DONE and C_FACTOR * (S.M[M_INCS] + 1) * CW > len(S.C):
+        if code == DONE and C_FACTOR * (S.M[M_INCS] + 1) * CW > size_of(S, C_):
             code = NEED_C
         if code != DONE:
             S.M[M_POS] = j

@@ -87,6 +87,17 @@ def pointer(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def words(typingctx: Any, address: Any) -> Any:
+    """The address as a pointer to int64 words, to be indexed. Unlike an array it has no length and no owner: it passes through
+    calls in one register, and indexing is one instruction."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.int64)(types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def bits_f64(typingctx: Any, bits: Any) -> Any:
     """The double with these bits."""
 

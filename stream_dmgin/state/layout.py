@@ -7,7 +7,7 @@ writes, and returns a NEED_* code when there is none.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +40,33 @@ class Mem(NamedTuple):
     P: I64  # next offsets by topic; then the offsets below which increments were published
 
 
+class Pointers(NamedTuple):
+    """The same as pointers to words, as kernels see them (`mem_at`)."""
+
+    M: Any
+    A: Any
+    U: Any
+    G: Any
+    H: Any
+    IH: Any
+    I: Any  # noqa: E741
+    IB: Any
+    T: Any
+    D: Any
+    L: Any
+    C: Any
+    P: Any
+
+
 # words of M
 (M_ATOP, M_GTOP, M_GFREE, M_GFREEN, M_UTOP, M_UFREE, M_USERS_CACHED, M_DTOP, M_NDIRTY, M_ITEMS, M_IBTOP, M_TYPES, M_USERS,
  M_EPOCH, M_INCS, M_AFREE, M_CLOCK, M_POS, M_NEED, M_MISS, M_GROUPS, M_VERSION, M_LOADED, M_DUPLICATES) = range(24)  # fmt: skip
 M_HEADS = 32  # free lists of the arena, one a size class
 SIZE_CLASSES = 80
-M_WORDS = M_HEADS + SIZE_CLASSES
+M_LENGTHS = M_HEADS + SIZE_CLASSES  # lengths of the arrays, in the order of Mem, then their addresses
+M_ADDRESSES = M_LENGTHS + 16
+M_WORDS = M_ADDRESSES + 16
+A_, U_, G_, H_, IH_, I_, IB_, T_, D_, L_, C_ = range(1, 12)  # numbers of the arrays
 
 # a user row
 UW = 32

@@ -88,8 +88,20 @@ from stream_dmgin.state.layout import (
     U_TABLE,
     U_TABLECAP,
     UW,
+    H_,
 )
-from stream_dmgin.state.mem import alloc, arena_room, free, free_group, group_room, hash_remove, table_find, table_put
+from stream_dmgin.state.mem import (
+    alloc,
+    arena_room,
+    free,
+    free_group,
+    group_room,
+    hash_remove,
+    size_of,
+    table_find,
+    table_put,
+    zero,
+)
 
 LOW32 = (1 << 32) - 1
 
@@ -261,7 +273,7 @@ def clear_user(S: Any, u: Any) -> None:
         if cap:
             free(S, at, 3 * cap)
     h, name, n = S.U[b + U_HASH], S.U[b + U_ID], S.U[b + U_IDLEN]
-    S.U[b : b + UW] = 0
+    zero(S.U, b, b + UW)
     S.U[b + U_HASH], S.U[b + U_ID], S.U[b + U_IDLEN] = h, name, n
     S.U[b + U_FLAGS] = LIVE
 
@@ -271,7 +283,7 @@ def drop_user(S: Any, u: Any) -> None:
     """Take a user out of the cache."""
     clear_user(S, u)
     b = u * UW
-    hash_remove(S.H, S.U[b + U_HASH], u)
+    hash_remove(S.H, size_of(S, H_) // 2 - 1, S.U[b + U_HASH], u)
     free(S, S.U[b + U_ID], (S.U[b + U_IDLEN] + 7) // 8)
     S.U[b + U_FLAGS] = 0
     S.U[b] = S.M[M_UFREE]
@@ -306,8 +318,10 @@ def merge_user(S: Any, u: Any) -> Any:
     if not arena_room(S, need):
         S.M[M_NEED] = need
         return NEED_A
-    old = A[at : at + 2 * cap].copy()
-    A[at : at + 2 * cap] = 0
+    old = np.empty(2 * cap, np.int64)
+    for i in range(2 * cap):
+        old[i] = A[at + i]
+        A[at + i] = 0
     n = 0
     for i in range(cap):  # those that stay, and so can be targets
         g = old[2 * i + 1] - 1

@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from numba import carray
-
 from stream_dmgin.state.hash import same_bytes
-from stream_dmgin.state.jit import kernel, ld8, pointer, st8
+from stream_dmgin.state.jit import kernel, ld8, st8, words
 from stream_dmgin.state.layout import (
     GW,
     G_META,
@@ -27,32 +25,52 @@ from stream_dmgin.state.layout import (
     M_GFREEN,
     M_GROUPS,
     M_GTOP,
+    M_ADDRESSES,
     M_HEADS,
+    M_LENGTHS,
+    A_,
+    G_,
+    H_,
+    IB_,
+    IH_,
     U_HASH,
     U_ID,
     U_IDLEN,
     UW,
-    Mem,
+    Pointers,
 )
 
 GOLDEN = np.int64(-0x61C8864680B583EB)  # 2^64 / golden ratio
 
 
 @kernel
-def words_at(addresses: Any, k: Any) -> Any:
-    """The int64 array whose address and length are entries 2k and 2k + 1."""
-    return carray(pointer(addresses[2 * k]), (addresses[2 * k + 1],), np.int64)
+def mem_at(addresses: Any) -> Any:
+    """The state whose arrays' addresses are given. Passing arrays costs 0.3 us each in a call from Python, and inside it each
+    would carry seven words and a reference count through every call."""
+    return Pointers(
+        words(addresses[0]), words(addresses[1]), words(addresses[2]), words(addresses[3]), words(addresses[4]),
+        words(addresses[5]), words(addresses[6]), words(addresses[7]), words(addresses[8]), words(addresses[9]),
+        words(addresses[10]), words(addresses[11]), words(addresses[12]),
+    )  # fmt: skip
 
 
 @kernel
-def mem_at(addresses: Any) -> Any:
-    """The `Mem` whose arrays' addresses and lengths are in one array: passing that costs 0.3 us, passing the tuple 4 us."""
-    return Mem(
-        words_at(addresses, 0), words_at(addresses, 1), words_at(addresses, 2), words_at(addresses, 3),
-        words_at(addresses, 4), words_at(addresses, 5), words_at(addresses, 6),
-        carray(pointer(addresses[14]), (addresses[15],), np.uint8), words_at(addresses, 8), words_at(addresses, 9),
-        words_at(addresses, 10), words_at(addresses, 11), words_at(addresses, 12),
-    )  # fmt: skip
+def size_of(S: Any, k: Any) -> Any:
+    """Length of the k-th array."""
+    return S.M[M_LENGTHS + k]
+
+
+@kernel
+def base_of(S: Any, k: Any) -> Any:
+    """Address of the k-th array."""
+    return S.M[M_ADDRESSES + k]
+
+
+@kernel
+def zero(p: Any, begin: Any, end: Any) -> None:
+    """Clear words begin..end-1."""
+    for i in range(begin, end):
+        p[i] = 0
 
 
 @kernel
@@ -97,7 +115,7 @@ def free(S: Any, at: Any, n: Any) -> None:
 @kernel
 def arena_room(S: Any, words: Any) -> Any:
     """Whether this many words can be taken without using the free lists."""
-    return S.M[M_ATOP] + words <= len(S.A)
+    return S.M[M_ATOP] + words <= size_of(S, A_)
 
 
 @kernel
@@ -111,7 +129,7 @@ def group_row(S: Any) -> Any:
     else:
         g = S.M[M_GTOP]
         S.M[M_GTOP] = g + 1
-    S.G[g * GW : (g + 1) * GW] = 0
+    zero(S.G, g * GW, (g + 1) * GW)
     S.M[M_GROUPS] += 1
     return g
 
@@ -119,7 +137,7 @@ def group_row(S: Any) -> Any:
 @kernel
 def group_room(S: Any, n: Any) -> Any:
     """Whether n more group rows are there."""
-    return (len(S.G) // GW - S.M[M_GTOP]) + S.M[M_GFREEN] >= n
+    return (size_of(S, G_) // GW - S.M[M_GTOP]) + S.M[M_GFREEN] >= n
 
 
 @kernel
@@ -177,9 +195,9 @@ def table_put(S: Any, at: Any, cap: Any, key: Any, g: Any) -> None:
 @kernel
 def find_user(S: Any, h: Any, address: Any, n: Any) -> Any:
     """Slot of the user with this hash and these id bytes, or -1."""
-    mask = len(S.H) // 2 - 1
+    mask = size_of(S, H_) // 2 - 1
     i = h & mask
-    base = np.int64(S.A.ctypes.data)
+    base = base_of(S, A_)
     while True:
         s = S.H[2 * i + 1]
         if s == 0:
@@ -192,9 +210,8 @@ def find_user(S: Any, h: Any, address: Any, n: Any) -> Any:
 
 
 @kernel
-def hash_put(H: Any, h: Any, value: Any) -> None:
-    """Add (h, value + 1) to a table that has room; equal hashes may be there."""
-    mask = len(H) // 2 - 1
+def hash_put(H: Any, mask: Any, h: Any, value: Any) -> None:
+    """Add (h, value + 1) to a table of mask + 1 slots that has room; equal hashes may be there."""
     i = h & mask
     while H[2 * i + 1] != 0:
         i = (i + 1) & mask
@@ -203,9 +220,8 @@ def hash_put(H: Any, h: Any, value: Any) -> None:
 
 
 @kernel
-def hash_remove(H: Any, h: Any, value: Any) -> None:
+def hash_remove(H: Any, mask: Any, h: Any, value: Any) -> None:
     """Take (h, value + 1) out and close the gap."""
-    mask = len(H) // 2 - 1
     i = h & mask
     while H[2 * i + 1] != value + 1:
         i = (i + 1) & mask
@@ -227,15 +243,15 @@ def rehash(old: Any, new: Any) -> None:
     """Move all entries of one table into a larger empty one."""
     for i in range(len(old) // 2):
         if old[2 * i + 1]:
-            hash_put(new, old[2 * i], old[2 * i + 1] - 1)
+            hash_put(new, len(new) // 2 - 1, old[2 * i], old[2 * i + 1] - 1)
 
 
 @kernel
 def find_item(S: Any, h: Any, address: Any, n: Any) -> Any:
     """Index of the item with this hash and these id bytes, or -1."""
-    mask = len(S.IH) // 2 - 1
+    mask = size_of(S, IH_) // 2 - 1
     i = h & mask
-    base = np.int64(S.IB.ctypes.data)
+    base = base_of(S, IB_)
     while True:
         s = S.IH[2 * i + 1]
         if s == 0:

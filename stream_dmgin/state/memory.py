@@ -38,7 +38,10 @@ class Memory:
         self._locate()
 
     def _locate(self) -> None:
-        self.addresses = np.array([x for a in self.S for x in (a.ctypes.data, len(a))], np.int64)
+        self.addresses = np.array([a.ctypes.data for a in self.S], np.int64)
+        n = len(self.S)
+        self.S.M[at_.M_LENGTHS : at_.M_LENGTHS + n] = [len(a) for a in self.S]
+        self.S.M[at_.M_ADDRESSES : at_.M_ADDRESSES + n] = self.addresses
 
     def scratch(self, n: int) -> NDArray[np.int64]:
         """Four arrays of at least n words, reused."""

@@ -49,8 +49,26 @@ from stream_dmgin.state.layout import (
     U_ID,
     U_IDLEN,
     UW,
+    A_,
+    H_,
+    I_,
+    IB_,
+    IH_,
+    T_,
+    U_,
 )
-from stream_dmgin.state.mem import alloc, arena_room, copy_bytes, find_item, find_user, hash_put
+from stream_dmgin.state.mem import (
+    alloc,
+    arena_room,
+    base_of,
+    copy_bytes,
+    find_item,
+    find_user,
+    hash_put,
+    mem_at,
+    size_of,
+    zero,
+)
 
 ID_WORDS = 512  # arena words that an id can take at most
 
@@ -66,12 +84,12 @@ def new_user(S: Any, h: Any, address: Any, n: Any, loaded: Any) -> Any:
         u = S.M[M_UTOP]
         S.M[M_UTOP] = u + 1
     b = u * UW
-    S.U[b : b + UW] = 0
+    zero(S.U, b, b + UW)
     at = alloc(S, (n + 7) // 8)
-    copy_bytes(np.int64(S.A.ctypes.data) + 8 * at, address, n)
+    copy_bytes(base_of(S, A_) + 8 * at, address, n)
     S.U[b + U_HASH], S.U[b + U_ID], S.U[b + U_IDLEN] = h, at, n
     S.U[b + U_FLAGS] = LIVE | (LOADED | SPILL_LOADED if loaded else 0)
-    hash_put(S.H, h, u)
+    hash_put(S.H, size_of(S, H_) // 2 - 1, h, u)
     S.M[M_USERS_CACHED] += 1
     S.U[b + U_EPOCH] = S.M[M_EPOCH]
     if loaded:
@@ -82,7 +100,7 @@ def new_user(S: Any, h: Any, address: Any, n: Any, loaded: Any) -> Any:
 @kernel
 def user_room(S: Any) -> Any:
     """DONE if one more user fits, or what is needed."""
-    if 4 * (S.M[M_USERS_CACHED] + 1) > len(S.H) or (S.M[M_UFREE] == 0 and (S.M[M_UTOP] + 1) * UW > len(S.U)):
+    if 4 * (S.M[M_USERS_CACHED] + 1) > size_of(S, H_) or (S.M[M_UFREE] == 0 and (S.M[M_UTOP] + 1) * UW > size_of(S, U_)):
         return NEED_U
     if not arena_room(S, ID_WORDS):
         S.M[M_NEED] = ID_WORDS
@@ -107,21 +125,21 @@ def new_item(S: Any, h: Any, address: Any, n: Any, group: Any) -> Any:
     """Index of an item that isn't known; room was checked."""
     k = S.M[M_ITEMS]
     at = S.M[M_IBTOP]
-    copy_bytes(np.int64(S.IB.ctypes.data) + at, address, n)
+    copy_bytes(base_of(S, IB_) + at, address, n)
     b = k * IW
     S.I[b + I_HASH], S.I[b + I_GROUP], S.I[b + I_AT], S.I[b + I_LEN] = h, group, at, n
     S.M[M_ITEMS] = k + 1
     S.M[M_IBTOP] = at + n
-    hash_put(S.IH, h, k)
+    hash_put(S.IH, size_of(S, IH_) // 2 - 1, h, k)
     return k
 
 
 @kernel
 def item_room(S: Any, n: Any) -> Any:
     """DONE if one more item with n bytes of id fits, or what is needed."""
-    if (S.M[M_ITEMS] + 1) * IW > len(S.I) or 4 * (S.M[M_ITEMS] + 1) > len(S.IH):
+    if (S.M[M_ITEMS] + 1) * IW > size_of(S, I_) or 4 * (S.M[M_ITEMS] + 1) > size_of(S, IH_):
         return NEED_I
-    if S.M[M_IBTOP] + n > len(S.IB):
+    if S.M[M_IBTOP] + n > size_of(S, IB_):
         S.M[M_NEED] = n
         return NEED_IB
     return DONE
@@ -130,7 +148,7 @@ def item_room(S: Any, n: Any) -> Any:
 @kernel
 def type_number(S: Any, h: Any, address: Any, n: Any) -> Any:
     """Number of a type name; a new one is added (metrics and class are filled in by Python), OTHER_TYPE once all are used."""
-    base = np.int64(S.T.ctypes.data)
+    base = base_of(S, T_)
     for t in range(S.M[M_TYPES]):
         b = t * TW
         if S.T[b + T_HASH] == h and S.T[b + T_LEN] == n and same_bytes(base + 8 * (b + T_NAME), address, n):
@@ -150,12 +168,13 @@ def type_number(S: Any, h: Any, address: Any, n: Any) -> Any:
 
 @kernel
 def resolve(
-    S: Any, rows: Any, status: Any, topic: Any, offset: Any, user_hash: Any, user_addr: Any, user_len: Any, item_hash: Any,
+    addresses: Any, rows: Any, status: Any, topic: Any, offset: Any, user_hash: Any, user_addr: Any, user_len: Any, item_hash: Any,
     item_addr: Any, item_len: Any, type_hash: Any, type_addr: Any, type_len: Any, keys: Any, values: Any, in_memory: Any,
     slots: Any, items: Any, types: Any, missing: Any, start: Any,
 ) -> Any:  # fmt: skip
     """Fill slots, items and types for rows[start:]. Users not cached get a slot that isn't LOADED and are listed in `missing`
     (M_MISS of them). On a NEED_* code M_POS is the row to go on from."""
+    S = mem_at(addresses)
     for j in range(start, len(rows)):
         r = rows[j]
         if status[r] or offset[r] < S.P[topic[r]]:
@@ -183,3 +202,9 @@ def resolve(
         types[j] = type_number(S, type_hash[r], type_addr[r], np.int64(type_len[r]))
     S.M[M_POS] = len(rows)
     return DONE
+
+
+@kernel
+def add_type(addresses: Any, h: Any, address: Any, n: Any) -> Any:
+    """Number of a type name of the store."""
+    return type_number(mem_at(addresses), h, address, n)
