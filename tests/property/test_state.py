@@ -19,7 +19,7 @@ from stream_dmgin.topics import EVENTS
 from tests.effort import examples
 from tests.streams import T0, TRICKY_IDS, Logged, Pair, Shape, groups_of, random_log
 
-quick = examples(40)
+quick = examples(20)
 few = examples(12)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -196,7 +196,7 @@ step = st.one_of(
 )
 
 
-@examples(80)
+@examples(30)
 @given(steps=st.lists(step, max_size=14), tiny=st.booleans())
 def test_short_stories(steps: list[tuple[Any, ...]], tiny: bool) -> None:
     with directory() as d:
