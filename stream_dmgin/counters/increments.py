@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from stream_dmgin.counters.layout import N_KINDS, N_METRICS
 from stream_dmgin.errors import RecordError
+from stream_dmgin.native import kernel
 from stream_dmgin.topics import EVENTS
 
 FORMAT = 1
@@ -30,8 +31,48 @@ RECORD_BYTES = 512 * 1024
 _ROW_BYTES = 1 + 8 + 4 + 1 + 8
 _HEADER_BYTES = 1024
 _CHUNKS_MAX = 1 << 16
+_MIX = np.uint64(0x9E3779B97F4A7C15)
 
 Offsets = tuple[int, ...]  # next offset by number of the event topic
+
+
+@kernel
+def _sum_up(
+    names: Any,
+    bucket: Any,
+    metric: Any,
+    count: Any,
+    slots: Any,
+    kinds: Any,
+    hashes: Any,
+    buckets: Any,
+    metrics: Any,
+    counts: Any,
+) -> Any:
+    """Add the counts of each row to those of its item, category and advertiser (`names`: their hashes, 0 is none) in the last
+    five columns, found by the table `slots` (zeros, a power of two, with room). Returns the rows used."""
+    used = 0
+    mask = np.uint64(slots.shape[0] - 1)
+    for kind in range(N_KINDS):
+        for i in range(bucket.shape[0]):
+            h = names[kind][i]
+            if h == 0:
+                continue
+            key = (h ^ (np.uint64(bucket[i]) * _MIX) ^ np.uint64(metric[i] * N_KINDS + kind)) * _MIX
+            at = (key >> np.uint64(32)) & mask
+            while True:
+                row = slots[at] - 1
+                if row < 0:
+                    slots[at] = used + 1
+                    kinds[used], hashes[used], buckets[used], metrics[used] = kind, h, bucket[i], metric[i]
+                    counts[used] = count[i]
+                    used += 1
+                    break
+                if hashes[row] == h and buckets[row] == bucket[i] and metrics[row] == metric[i] and kinds[row] == kind:
+                    counts[row] += count[i]
+                    break
+                at = (at + np.uint64(1)) & mask
+    return used
 
 
 class RawIncrements(Protocol):
@@ -69,17 +110,21 @@ class Increments:
 
     @classmethod
     def from_raw(cls, raw: RawIncrements, catalogue: Owners) -> Increments:
-        """Item increments and what they add to the items' categories and advertisers; each (entity, bucket, metric) once."""
+        """Item increments and what they add to the items' categories and advertisers; each (entity, bucket, metric) once,
+        in the order of their first appearance."""
         item = raw.item_hash
+        n = N_KINDS * len(item)
         category, advertiser = catalogue.owners(item)
-        kinds, hashes, rows = [], [], []
-        for kind, h in enumerate((item, category, advertiser)):
-            at = np.flatnonzero(h)
-            kinds.append(np.full(len(at), kind, np.uint8))
-            hashes.append(h[at])
-            rows.append(at)
-        kind_all, hash_all, row = np.concatenate(kinds), np.concatenate(hashes), np.concatenate(rows)
-        return _summed(kind_all, hash_all, raw.bucket[row], raw.metric[row], raw.count[row])
+        out = cls(
+            np.empty(n, np.uint8),
+            np.empty(n, np.uint64),
+            np.empty(n, np.int64),
+            np.empty(n, np.uint8),
+            np.empty(n, np.int64),
+        )
+        slots = np.zeros(1 << (2 * n + 1).bit_length(), np.int32)
+        used = _sum_up((item, category, advertiser), raw.bucket, raw.metric, raw.count, slots, *out.columns())
+        return cls(out.kind[:used], out.hash[:used], out.bucket[:used], out.metric[:used], out.count[:used])
 
     def columns(
         self,
@@ -186,20 +231,3 @@ def _numbered(offsets: Mapping[str, int]) -> Offsets:
     if any(not 0 <= offsets.get(t, -1) < 1 << 63 for t in EVENTS):
         raise RecordError("range", f"a counter record needs offsets of 0 or more for each of {', '.join(EVENTS)}")
     return tuple(offsets[t] for t in EVENTS)
-
-
-def _summed(kind: Any, h: Any, bucket: Any, metric: Any, count: Any) -> Increments:
-    if len(kind) == 0:
-        return Increments(kind, h, bucket.astype(np.int64), metric.astype(np.uint8), count.astype(np.int64))
-    tag = bucket.astype(np.int64) << 16 | metric.astype(np.int64) << 8 | kind
-    order = np.lexsort((tag, h))
-    h, tag, count = h[order], tag[order], count[order]
-    first = np.flatnonzero(np.concatenate(([True], (h[1:] != h[:-1]) | (tag[1:] != tag[:-1]))))
-    tag = tag[first]
-    return Increments(
-        (tag & 255).astype(np.uint8),
-        h[first],
-        tag >> 16,
-        (tag >> 8 & 255).astype(np.uint8),
-        np.add.reduceat(count, first),
-    )
