@@ -19,15 +19,15 @@ def report(o: Outcome) -> RenderableType:
     g.add_column(style="dim", no_wrap=True)
     g.add_column()
     g.add_row("log", n["log"])
-    g.add_row(
-        "history", f"{o.history:,} events folded into the state of {len(o.models) and ', '.join(o.models)}'s users"
-    )
+    g.add_row("history", f"{o.history:,} events folded before")
     g.add_row(
         "live",
         f"{n['events']:,} events ({n['events_per_s']:,.0f}/s), {n['requests']:,} requests, {n['scores']:,} scored",
     )
     g.add_row("latency", f"p50 {_ms(n['p50_ms'])}, p99 {_ms(n['p99_ms'])}, request written to score read")
     g.add_row("dead letters", f"{n['dead_letters']:,}")
+    if o.late:
+        g.add_row("late", f"{o.late:,} scores came so late that they may know their outcome: not in the quality below")
     quality = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2))
     for name, justify in (("quality", "left"), ("AUC", "right"), ("logloss", "right"), ("", "left")):
         quality.add_column(name, justify=justify)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,17 +21,18 @@ from numpy.typing import NDArray
 
 from stream_dmgin import topics as names
 from stream_dmgin.demo.place import Place, choose
-from stream_dmgin.demo.probe import Probe, free_port
+from stream_dmgin.demo.probe import WARM, Probe, free_port
 from stream_dmgin.demo.processes import Child
 from stream_dmgin.demo.tally import Quality, Tally
 from stream_dmgin.demo.view import Screen
 from stream_dmgin.demo.watcher import Watcher, written
 from stream_dmgin.errors import StreamDmginError
+from stream_dmgin.records import Request, encode
 from stream_dmgin.settings import Settings
 from stream_dmgin.simulator.city import City, build_city
 from stream_dmgin.simulator.parquet import write_groups
 
-READY_S = 300.0  # worker started, histories written and folded
+READY_S = 240.0  # worker started, histories written and folded
 DRAIN_S = 60.0  # after the last request
 STEP_S = 0.1
 QUALITY_S = 1.0
@@ -62,7 +63,7 @@ class Outcome:
     history: int
     statuses: dict[str, int]
     models: list[str]
-    times: dict[str, float] = field(default_factory=dict)
+    late: int
 
 
 def run(
@@ -96,6 +97,7 @@ def run(
         demo = _Demo(place, tally, watcher, probe, worker, simulator, city, options)
         with show(demo.screen):
             demo.warm(go)
+            demo.wake()
             demo.live(go)
             demo.drain()
         return demo.outcome()
@@ -121,8 +123,8 @@ class _Demo:
         self.screen = Screen(tally, place.settings.log, item_names, options.seconds)
         self._history = 0
         self._live_s = 0.0
-        self._measured = self._asked = 0.0
-        self._times: dict[str, float] = {}
+        self._measured = 0.0
+        self._woken = 0
 
     def warm(self, go: Path) -> None:
         """Until the histories are written and folded, and read here."""
@@ -134,7 +136,29 @@ class _Demo:
             if done and self._probe.ready() and self._lag() == 0 and self.screen.history == self._written():
                 break
         self._history = self.screen.history
-        self._times["warm"] = time.monotonic() - self.screen.begun
+
+    def wake(self) -> None:
+        """Some requests whose scores nobody counts, one after another and all at once, so that what a worker does once (loading,
+        compiling) is over before anything is timed."""
+        self.screen.phase = "waking the worker"
+        settings, writer = self._place.settings, self._place.log.writer(linger_ms=0)
+        topic = settings.topic(names.REQUESTS)
+        sent: list[str] = []
+        candidates = [f"s{i}" for i in range(20)]
+        try:
+            for burst in (1, 1, 8, 8, 1, 1):
+                for _ in range(burst):
+                    sent.append(f"{WARM}{len(sent)}")
+                    user = f"u{len(sent) % self._options.users}"
+                    request = Request(sent[-1], user, int(time.time() * 1000), candidates)
+                    writer.append(topic, user.encode(), encode(request))
+                writer.flush()
+                for _ in self._steps(READY_S, "the worker answered no request"):
+                    if all(s in self._watcher.woken for s in sent):
+                        break
+        finally:
+            writer.close()
+        self._woken = len(sent)
 
     def live(self, go: Path) -> None:
         """Traffic, until the simulator ends by itself."""
@@ -151,7 +175,7 @@ class _Demo:
         self.screen.phase = "waiting for the last scores"
         end = time.monotonic() + DRAIN_S
         for _ in self._steps(DRAIN_S + 5, "the last requests were not read"):
-            asked = self._watcher.written(names.REQUESTS)
+            asked = self._watcher.written(names.REQUESTS) - self._woken
             if (self._tally.requests >= asked and not self._tally.unanswered()) or time.monotonic() > end:
                 break
         self._watcher.read_truth()
@@ -185,8 +209,8 @@ class _Demo:
             self.screen.dead = self._watcher.dead_letters()
 
     def _lag(self) -> int | None:
-        read = self._probe.events_read()
-        return None if read is None else max(0, self._written() - read)
+        folded = self._probe.events_folded()
+        return None if folded is None else max(0, self._written() - folded)
 
     def _written(self) -> int:
         return self._watcher.written(*names.EVENTS)
@@ -211,7 +235,7 @@ class _Demo:
             "oracle_logloss": _figure(q.oracle_logloss, 4),
             "floor_logloss": _figure(q.floor_logloss, 4),
         }
-        return Outcome(numbers, self._place, q, self._history, dict(t.statuses), sorted(t.models), self._times)
+        return Outcome(numbers, self._place, q, self._history, dict(t.statuses), sorted(t.models), t.late)
 
 
 def _figure(x: float, digits: int) -> float | None:
@@ -243,12 +267,13 @@ def _start(stack: ExitStack, place: Place, name: str, arguments: list[str]) -> C
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the demo as SIGINT does: by KeyboardInterrupt, so that everything is closed."""
+    """SIGINT (even where a shell started us with it ignored), SIGTERM and SIGHUP end the demo by KeyboardInterrupt, so that
+    everything is closed."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGHUP)}
+    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_dmgin.simulator.traffic import IMPRESSION_LAG_S
 from stream_dmgin.training.metrics import auc, ece, logloss
 
 FLOOR_WEIGHT = 20  # impressions at the global rate that an item starts with
@@ -60,10 +61,15 @@ class _Request:
     items: list[str] = field(default_factory=list)
     floor: NDArray[np.float64] | None = None
     ctr: list[float] | None = None
+    late: bool = False
 
 
 class Tally:
-    """Counts of one demo run."""
+    """Counts of one demo run.
+
+    A score read later than IMPRESSION_LAG_S after its request may have seen the request's own outcome in the state: it counts
+    as a score, but not in the quality (`late`).
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -81,7 +87,7 @@ class Tally:
         self.events = {"impressions": 0, "clicks": 0, "post-clicks": 0}
         self.statuses: dict[str, int] = {}
         self.models: set[str] = set()
-        self.requests = self.scores = 0
+        self.requests = self.scores = self.late = 0
         self.example: Example | None = None
 
     def event(self, topic: str, item: str) -> None:
@@ -136,7 +142,7 @@ class Tally:
         ms = max(0.0, float(read_ms - r.written_ms))
         self._latency.append(ms)
         self.recent.append((time.monotonic(), ms))
-        r.ctr = ctr
+        r.ctr, r.late = ctr, ms > 1000 * IMPRESSION_LAG_S
         self._join(request_id)
 
     def _join(self, request_id: str) -> None:
@@ -146,7 +152,9 @@ class Tally:
         del self._open[request_id], self._truth[request_id]
         p, labels = t
         n = len(labels)
-        if len(r.ctr) >= n:  # a rejected or expired request has no ctr
+        if r.late:
+            self.late += 1
+        elif len(r.ctr) >= n:  # a rejected or expired request has no ctr
             for column, values in zip(self._columns, (labels, r.ctr, p, r.floor.tolist()), strict=True):
                 column.extend(values[:n])
             self.example = Example(r.user, r.ts, r.surface, r.items, r.ctr, p, labels)

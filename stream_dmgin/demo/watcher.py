@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from stream_dmgin import topics as names
+from stream_dmgin.demo.probe import WARM
 from stream_dmgin.demo.tally import Tally
 from stream_dmgin.errors import LogUnavailable
 from stream_dmgin.log.base import Batch, Log
@@ -60,6 +61,7 @@ class Watcher:
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._truth_at = 0
+        self.woken: dict[str, int] = {}  # warm-up requests answered, and when
         both = ((names.REQUESTS, *names.EVENTS), self._events), ((names.SCORES,), self._scores)
         self._threads = [threading.Thread(target=self._run, args=a, name=f"watch-{a[0][0]}", daemon=True) for a in both]
         for t in self._threads:
@@ -119,6 +121,8 @@ class Watcher:
         which = batch.topic
         for i in (which == 0).nonzero()[0].tolist():  # requests before the events of the same batch
             r = asked.decode(batch.value(i) or b"")
+            if r.request_id.startswith(WARM):
+                continue
             surface = str(r.context.get("surface", ""))
             self.tally.request(r.request_id, int(batch.timestamp[i]), r.user_id, r.ts, surface, r.candidates)
         for i in (which > 0).nonzero()[0].tolist():
@@ -128,4 +132,7 @@ class Watcher:
         now = int(time.time() * 1000)
         for i in range(len(batch)):
             s = decode_score(batch.value(i) or b"")
+            if s.request_id.startswith(WARM):
+                self.woken[s.request_id] = now
+                continue
             self.tally.score(s.request_id, now, s.status, s.ctr, s.model)

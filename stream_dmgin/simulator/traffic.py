@@ -19,7 +19,7 @@ from stream_dmgin.simulator.ids import event_numbers, request_numbers
 from stream_dmgin.simulator.world import DAY_MS, EVENTS_PER_IMPRESSION, World
 
 TICK_S = 0.02
-IMPRESSION_LAG_S = 0.5
+IMPRESSION_LAG_S = 1.0
 
 
 @dataclass(frozen=True)
