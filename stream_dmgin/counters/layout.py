@@ -35,7 +35,11 @@ N_AGGREGATES = 2 * N_RATES + 3
 # Rates of the whole: click rate by horizon, orders a click, engagements a click; logit and probability of each
 P_ORDER, P_ENGAGEMENT = N_RATES, N_RATES + 1
 N_RATE_KINDS = N_RATES + 2
-N_PRIORS = 2 * N_RATE_KINDS
+# The view of one quarter hour, as float64: logits of these rates, then their probabilities; per slot the weight of the one
+# bucket that may count there now; working memory for aggregates. And as int64, after the table's state: per slot the stamp
+# of that bucket, per level the number of the bucket that now lies in.
+V_LOGIT, V_RATE, V_WEIGHT, V_WORK = 0, N_RATE_KINDS, 2 * N_RATE_KINDS, 2 * N_RATE_KINDS + N_SLOTS
+N_VIEW = V_WORK + N_AGGREGATES
 
 # Smoothing: as many impressions (clicks) at the global rate count as evidence
 PRIOR_WEIGHT = 20.0
@@ -45,11 +49,14 @@ GLOBAL_HITS, GLOBAL_TRIES = 1.0, 20.0
 LOGIT_STEP = 64.0
 
 # Entries of CounterTable.addresses
-(C_KEYS, C_ROWS, C_MASK, C_COUNTS, C_STAMPS, C_FIRST, C_VALID, C_CACHE, C_STATE, C_PRIOR, C_WEIGHTS,
+(C_KEYS, C_ROWS, C_MASK, C_COUNTS, C_STAMPS, C_FIRST, C_VALID, C_CACHE, C_STATE, C_VIEW, C_WEIGHTS,
  C_CAPACITY) = range(12)  # fmt: skip
 N_ADDRESSES = 12
 # Entries of the table's state: changes so far; the changes, the quarter hour and the number of the rates last computed
 S_VERSION, S_PRIOR_VERSION, S_CLOCK, S_EPOCH = range(4)
+S_STAMP = 4
+S_NOW = S_STAMP + N_SLOTS
+N_STATE = S_NOW + N_LEVELS
 
 
 def weights() -> NDArray[np.float64]:

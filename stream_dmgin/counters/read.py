@@ -23,11 +23,11 @@ from stream_dmgin.counters.layout import (
     C_FIRST,
     C_KEYS,
     C_MASK,
-    C_PRIOR,
     C_ROWS,
     C_STAMPS,
     C_STATE,
     C_VALID,
+    C_VIEW,
     C_WEIGHTS,
     CLOCK_MS,
     FEATURES,
@@ -37,13 +37,13 @@ from stream_dmgin.counters.layout import (
     LEVEL_AT,
     LIFE_AT,
     LOGIT_STEP,
-    N_AGGREGATES,
     N_COUNTS,
     N_LEVELS,
-    N_PRIORS,
     N_RATE_KINDS,
     N_RATES,
     N_SLOTS,
+    N_STATE,
+    N_VIEW,
     N_WEIGHTS,
     P_ENGAGEMENT,
     P_ORDER,
@@ -51,9 +51,15 @@ from stream_dmgin.counters.layout import (
     RATIO,
     S_CLOCK,
     S_EPOCH,
+    S_NOW,
     S_PRIOR_VERSION,
+    S_STAMP,
     S_VERSION,
     SLOT_AT,
+    V_LOGIT,
+    V_RATE,
+    V_WEIGHT,
+    V_WORK,
 )  # fmt: skip
 from stream_dmgin.native import f32, f64, i32, i64, kernel, u64
 
@@ -91,25 +97,38 @@ def row_of(c: Any, kind: int, h: Any) -> Any:
 
 
 @kernel
-def _aggregate(c: Any, row: int, now: int, out: Any) -> None:
+def _set_clock(c: Any, now: int) -> None:
+    """Work out for each slot which bucket would count there at `now`, and how much."""
+    state, view = i64(c[C_STATE], (N_STATE,)), f64(c[C_VIEW], (N_VIEW,))
+    weight = f64(c[C_WEIGHTS], (N_LEVELS, N_WEIGHTS))
+    for level in range(N_LEVELS):
+        clock = now // (CLOCK_MS * RATIO[level])
+        state[S_NOW + level] = clock
+        for age in range(KEPT[level]):
+            slot = SLOT_AT[level] + (clock - age) % KEPT[level]
+            state[S_STAMP + slot] = clock - age
+            view[V_WEIGHT + slot] = weight[level, age]
+
+
+@kernel
+def _aggregate(c: Any, row: int, out: Any) -> None:
+    """Decayed sums of a row into out[:N_AGGREGATES]. Older buckets than those kept count nothing, later ones as age 0."""
     counts = i64(c[C_COUNTS] + row * N_COUNTS * 8, (N_COUNTS,))
     stamps = i32(c[C_STAMPS] + row * N_SLOTS * 4, (N_SLOTS,))
-    weight = f64(c[C_WEIGHTS], (N_LEVELS, N_WEIGHTS))
-    for k in range(N_AGGREGATES):
-        out[k] = 0.0
+    state, view = i64(c[C_STATE], (N_STATE,)), f64(c[C_VIEW], (N_VIEW,))
     for level in range(N_LEVELS):
         kept = KEPT[level]
-        clock = now // (CLOCK_MS * RATIO[level])
+        clock = state[S_NOW + level]
         impressions, clicks, dwell, orders, engagements = 0.0, 0.0, 0.0, 0.0, 0.0
         at = LEVEL_AT[level]
         for slot in range(kept):
             stamp = stamps[SLOT_AT[level] + slot]
-            if stamp < 0:
+            if stamp == state[S_STAMP + SLOT_AT[level] + slot]:
+                w = view[V_WEIGHT + SLOT_AT[level] + slot]
+            elif stamp > clock:
+                w = 1.0
+            else:
                 continue
-            age = max(0, clock - stamp)  # a bucket later than now counts as age 0
-            if age >= kept:
-                continue
-            w = weight[level, age]
             impressions += w * counts[at + slot]
             clicks += w * counts[at + kept + slot]
             if level == _LONGEST:
@@ -142,15 +161,17 @@ def smoothed_logit(hits: float, tries: float, p: float, weight: float) -> float:
 
 @kernel
 def refresh(c: Any, now: int) -> None:
-    """Bring the global rates up to `now` (ms); to be called once before reading entities."""
-    state = i64(c[C_STATE], (4,))
+    """Bring the view up to `now` (ms); to be called once before reading entities."""
+    state = i64(c[C_STATE], (N_STATE,))
     clock = now // CLOCK_MS
     if state[S_PRIOR_VERSION] == state[S_VERSION] and state[S_CLOCK] == clock and state[S_EPOCH] > 0:
         return
-    prior = f64(c[C_PRIOR], (N_PRIORS,))
-    a = np.empty(N_AGGREGATES, np.float64)
-    _aggregate(c, 0, now, a)
+    view = f64(c[C_VIEW], (N_VIEW,))
     changed = state[S_CLOCK] != clock or state[S_EPOCH] == 0
+    if changed:
+        _set_clock(c, now)
+    a = view[V_WORK:]
+    _aggregate(c, 0, a)
     for k in range(N_RATE_KINDS):
         if k < N_RATES:
             x = _global_logit(a[A_CLICKS + k], a[A_IMPRESSIONS + k])
@@ -158,9 +179,9 @@ def refresh(c: Any, now: int) -> None:
             x = _global_logit(a[A_ORDERS], a[A_CLICKS + _LONGEST])
         else:
             x = _global_logit(a[A_ENGAGEMENTS], a[A_CLICKS + _LONGEST])
-        if x != prior[k]:
-            prior[k] = x
-            prior[N_RATE_KINDS + k] = 1.0 / (1.0 + math.exp(-x))
+        if x != view[V_LOGIT + k] or state[S_EPOCH] == 0:
+            view[V_LOGIT + k] = x
+            view[V_RATE + k] = 1.0 / (1.0 + math.exp(-x))
             changed = True
     state[S_PRIOR_VERSION] = state[S_VERSION]
     state[S_CLOCK] = clock
@@ -172,29 +193,29 @@ def refresh(c: Any, now: int) -> None:
 def global_rate(c: Any, now: int) -> float:
     """Click rate of the whole with the longest half-life, at `now`."""
     refresh(c, now)
-    return float(f64(c[C_PRIOR], (N_PRIORS,))[N_RATE_KINDS + _LONGEST])
+    return float(f64(c[C_VIEW], (N_VIEW,))[V_RATE + _LONGEST])
 
 
 @kernel
-def _compute(c: Any, row: int, now: int, out: Any) -> None:
-    prior = f64(c[C_PRIOR], (N_PRIORS,))
-    a = np.empty(N_AGGREGATES, np.float64)
-    _aggregate(c, row, now, a)
+def _compute(c: Any, row: int, out: Any) -> None:
+    view = f64(c[C_VIEW], (N_VIEW,))
+    a = view[V_WORK:]
+    _aggregate(c, row, a)
     for k in range(N_RATES):
         out[k] = math.log1p(a[A_IMPRESSIONS + k])
-        p = prior[N_RATE_KINDS + k]
-        out[N_RATES + k] = smoothed_logit(a[A_CLICKS + k], a[A_IMPRESSIONS + k], p, PRIOR_WEIGHT) - prior[k]
+        x = smoothed_logit(a[A_CLICKS + k], a[A_IMPRESSIONS + k], view[V_RATE + k], PRIOR_WEIGHT)
+        out[N_RATES + k] = x - view[V_LOGIT + k]
     clicks = a[A_CLICKS + _LONGEST]
     out[2 * N_RATES] = math.log1p(a[A_DWELL] / 1000.0 / (clicks + 1.0))
-    p = prior[N_RATE_KINDS + P_ORDER]
-    out[2 * N_RATES + 1] = smoothed_logit(a[A_ORDERS], clicks, p, PRIOR_WEIGHT) - prior[P_ORDER]
-    p = prior[N_RATE_KINDS + P_ENGAGEMENT]
-    out[2 * N_RATES + 2] = smoothed_logit(a[A_ENGAGEMENTS], clicks, p, PRIOR_WEIGHT) - prior[P_ENGAGEMENT]
+    x = smoothed_logit(a[A_ORDERS], clicks, view[V_RATE + P_ORDER], PRIOR_WEIGHT)
+    out[2 * N_RATES + 1] = x - view[V_LOGIT + P_ORDER]
+    x = smoothed_logit(a[A_ENGAGEMENTS], clicks, view[V_RATE + P_ENGAGEMENT], PRIOR_WEIGHT)
+    out[2 * N_RATES + 2] = x - view[V_LOGIT + P_ENGAGEMENT]
 
 
 @kernel
-def row_features(c: Any, row: int, now: int, out: Any) -> None:
-    """Features of a row (-1: unknown, all zero) at `now` into out[:FEATURES]. `refresh(c, now)` comes before."""
+def row_features(c: Any, row: int, out: Any) -> None:
+    """Features of a row (-1: unknown, all zero) into out[:FEATURES], at the time of the last `refresh`."""
     if row < 0:
         for k in range(FEATURES):
             out[k] = 0.0
@@ -202,18 +223,12 @@ def row_features(c: Any, row: int, now: int, out: Any) -> None:
     cap = c[C_CAPACITY]
     valid = i64(c[C_VALID], (cap,))
     cache = f32(c[C_CACHE], (cap, FEATURES))
-    epoch = i64(c[C_STATE], (4,))[S_EPOCH]
+    epoch = i64(c[C_STATE], (N_STATE,))[S_EPOCH]
     if valid[row] != epoch:
-        _compute(c, row, now, cache[row])
+        _compute(c, row, cache[row])
         valid[row] = epoch
     for k in range(FEATURES):
         out[k] = cache[row, k]
-
-
-@kernel
-def entity_features(c: Any, kind: int, h: Any, now: int, out: Any) -> None:
-    """`row_features` of the entity (kind, h)."""
-    row_features(c, row_of(c, kind, h), now, out)
 
 
 @kernel

@@ -27,11 +27,11 @@ from stream_dmgin.counters.layout import (
     C_FIRST,
     C_KEYS,
     C_MASK,
-    C_PRIOR,
     C_ROWS,
     C_STAMPS,
     C_STATE,
     C_VALID,
+    C_VIEW,
     C_WEIGHTS,
     CLOCK_MS,
     EMPTY,
@@ -45,8 +45,9 @@ from stream_dmgin.counters.layout import (
     N_COUNTS,
     N_LEVELS,
     N_METRICS,
-    N_PRIORS,
     N_SLOTS,
+    N_STATE,
+    N_VIEW,
     RATIO,
     S_CLOCK,
     S_EPOCH,
@@ -55,7 +56,7 @@ from stream_dmgin.counters.layout import (
     SLOT_AT,
     weights,
 )  # fmt: skip
-from stream_dmgin.counters.read import entity_features, find, global_rate, mixed, refresh
+from stream_dmgin.counters.read import find, global_rate, mixed, refresh, row_features, row_of
 from stream_dmgin.features.spec import COUNTER_KINDS, COUNTER_METRICS
 from stream_dmgin.native import kernel
 
@@ -133,7 +134,7 @@ def _reindex(keys: Any, rows: Any, hashes: Any, kinds: Any, used: int) -> None:
 @kernel
 def _read(c: Any, kind: int, h: Any, now: int, out: Any) -> None:
     refresh(c, now)
-    entity_features(c, kind, h, now, out)
+    row_features(c, row_of(c, kind, h), out)
 
 
 class CounterTable:
@@ -141,8 +142,8 @@ class CounterTable:
 
     def __init__(self) -> None:
         self.used = 0
-        self._state: NDArray[np.int64] = np.zeros(4, np.int64)
-        self._prior: NDArray[np.float64] = np.zeros(N_PRIORS, np.float64)
+        self._state: NDArray[np.int64] = np.zeros(N_STATE, np.int64)
+        self._view: NDArray[np.float64] = np.zeros(N_VIEW, np.float64)
         self._weights: NDArray[np.float64] = weights()
         self.addresses: NDArray[np.int64] = np.zeros(N_ADDRESSES, np.int64)
         self._state[S_CLOCK] = -1
@@ -180,9 +181,9 @@ class CounterTable:
         ):  # fmt: skip
             a[at] = fresh[name].ctypes.data
         a[C_MASK] = 2 * capacity - 1
-        a[C_STATE], a[C_PRIOR], a[C_WEIGHTS] = (
+        a[C_STATE], a[C_VIEW], a[C_WEIGHTS] = (
             self._state.ctypes.data,
-            self._prior.ctypes.data,
+            self._view.ctypes.data,
             self._weights.ctypes.data,
         )
         a[C_CAPACITY] = capacity

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from stream_dmgin.counters.layout import C_PRIOR, FEATURES, N_KINDS, N_PRIORS, N_RATE_KINDS, N_RATES
+from stream_dmgin.counters.layout import C_VIEW, FEATURES, N_KINDS, N_RATES, N_VIEW, V_LOGIT, V_RATE
 from stream_dmgin.counters.read import first_seen, mixed, refresh, row_features, row_of, smoothed_logit
 from stream_dmgin.features.bound import (
     D_B,
@@ -344,7 +344,7 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
     attributes = f32(k[K_NUMBERS], (k[K_CAPACITY], k[K_COLUMNS]))
     ug = f32(scratch + _S_UG, (MAX_GROUPS, _N_UG))
     ug_done = u8(scratch + _S_DONE, (MAX_GROUPS,))
-    prior = f64(c[C_PRIOR], (N_PRIORS,))
+    view = f64(c[C_VIEW], (N_VIEW,))
 
     for b in range(B):
         g_age[b], g_size[b] = 0, 0
@@ -354,7 +354,7 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
             continue
         r, now = rows[b], numbers[b, 0]
         refresh(c, now)
-        global_rate, global_logit = prior[N_RATE_KINDS + _SEVEN_DAYS], prior[_SEVEN_DAYS]
+        global_rate, global_logit = view[V_RATE + _SEVEN_DAYS], view[V_LOGIT + _SEVEN_DAYS]
         groups = min(G, n_groups[r]) if r >= 0 else 0
         clicks, impressions = 0, 0
         for g in range(groups):
@@ -388,9 +388,9 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
             c_mask[b, i] = 1
             out = c_dense[b, i]
             item_counters = row_of(c, 0, h)
-            row_features(c, item_counters, now, out)
-            row_features(c, row_of(c, 1, cat), now, out[FEATURES:])
-            row_features(c, row_of(c, 2, adv), now, out[2 * FEATURES :])
+            row_features(c, item_counters, out)
+            row_features(c, row_of(c, 1, cat), out[FEATURES:])
+            row_features(c, row_of(c, 2, adv), out[2 * FEATURES :])
             pair = out[N_COUNTER:]
             group = find_group(map_keys, map_values, h)
             key = np.uint64(group) if group >= 0 else _TOP | (h >> np.uint64(1))
