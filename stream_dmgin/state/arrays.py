@@ -65,7 +65,9 @@ class UserArrays:
     def allocate(cls, users: int, groups: int = HOT, events: int = GROUP_RING) -> UserArrays:
         """Arrays for `users` users; fewer groups and events than the state has are cheaper to fill."""
         if not (1 <= groups <= HOT and 1 <= events <= GROUP_RING and users >= 1):
-            raise ValueError(f"UserArrays: {users} users, {groups} groups, {events} events: at most {HOT} groups, {GROUP_RING} events")
+            raise ValueError(
+                f"UserArrays: {users} users, {groups} groups, {events} events: at most {HOT} groups, {GROUP_RING} events"
+            )
         b, g, e, s = (users,), (users, groups), (users, groups, events), (users, USER_RING)
         i64, u64, i32, u8 = np.int64, np.uint64, np.int32, np.uint8
         z = np.zeros

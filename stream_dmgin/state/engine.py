@@ -107,7 +107,9 @@ class StateEngine:
         if n == 0:
             return 0
         if int(cols.partition[rows[0]]) != self.partition:
-            raise ValueError(f"rows of partition {cols.partition[rows[0]]} given to the engine of partition {self.partition}")
+            raise ValueError(
+                f"rows of partition {cols.partition[rows[0]]} given to the engine of partition {self.partition}"
+            )
         rows = np.ascontiguousarray(rows, np.int32)
         P[3:6] = [self.published.get(t, 0) for t in range(3)]
         M[at_.M_CLOCK] += 1
@@ -182,9 +184,7 @@ class StateEngine:
         self._put_users(batch)
         self._put_dictionaries(batch)
         M = self._mem.S.M
-        batch.put(
-            at_.ROW_OFFSETS, _OFFSETS.pack(*self._mem.S.P[:3].tolist(), int(M[at_.M_USERS]), int(M[at_.M_EPOCH]))
-        )
+        batch.put(at_.ROW_OFFSETS, _OFFSETS.pack(*self._mem.S.P[:3].tolist(), int(M[at_.M_USERS]), int(M[at_.M_EPOCH])))
         for k in deletes:
             batch.delete(SIDE + k)
         for k, v in puts:
@@ -301,9 +301,7 @@ class StateEngine:
         batch = WriteBatch(raw_mode=True)
         for k in [_base_key(key), *_delta_keys(key), *_spill_keys(key, pages)]:
             batch.delete(k)
-        batch.put(
-            at_.ROW_OFFSETS, _OFFSETS.pack(*self._mem.S.P[:3].tolist(), int(M[at_.M_USERS]), int(M[at_.M_EPOCH]))
-        )
+        batch.put(at_.ROW_OFFSETS, _OFFSETS.pack(*self._mem.S.P[:3].tolist(), int(M[at_.M_USERS]), int(M[at_.M_EPOCH])))
         self._db.write(batch, self._write_options)
         return True
 
@@ -416,7 +414,14 @@ class StateEngine:
                 _, user_id, base = known[start]
                 pages = self._pages(user_id, struct.unpack_from("<q", base)[0] >> 24 & 0xFFFF)
                 old = R[index[0, start] : index[0, start] + index[1, start] + index[5, start]]
-                index[:, start] = len(R), index[1, start], len(R) + len(old), len(pages), len(R) + index[1, start], *index[5:, start]
+                index[:, start] = (
+                    len(R),
+                    index[1, start],
+                    len(R) + len(old),
+                    len(pages),
+                    len(R) + index[1, start],
+                    *index[5:, start],
+                )
                 R = np.concatenate([R, old, pages, np.zeros(1, np.int64)])
                 R.flags.writeable = False
             else:
@@ -504,7 +509,10 @@ class StateEngine:
             start = int(M[at_.M_POS])
             if ops == 0:
                 need = int(M[at_.M_NEED]) + 4096
-                self._out, self._keys = np.zeros(max(need, len(self._out)), np.int64), np.zeros(max(need, len(self._keys)), np.uint8)
+                self._out, self._keys = (
+                    np.zeros(max(need, len(self._out)), np.int64),
+                    np.zeros(max(need, len(self._keys)), np.uint8),
+                )
                 self._ops = np.zeros(-(-max(need, len(self._ops)) // OP_WORDS) * OP_WORDS, np.int64)
 
     def _put_dictionaries(self, batch: WriteBatch) -> None:
@@ -527,7 +535,8 @@ class StateEngine:
             mem.add_items_row(row)
         for _, name in self._rows(at_.ROW_TYPE):
             resolve.add_type(
-                mem.addresses, int(np.uint64(_hash(name)).view(np.int64)), id(name) + ADDRESS_OF_BYTES, len(name))
+                mem.addresses, int(np.uint64(_hash(name)).view(np.int64)), id(name) + ADDRESS_OF_BYTES, len(name)
+            )
         self._items_written, self._types_written = int(mem.S.M[at_.M_ITEMS]), int(mem.S.M[at_.M_TYPES])
         self._set_types()
         raw = db.get(at_.ROW_OFFSETS)

@@ -94,7 +94,18 @@ from stream_dmgin.state.layout import (
     C_,
     D_,
 )
-from stream_dmgin.state.mem import alloc, arena_room, free, group_room, group_row, mem_at, size_of, table_find, table_put, zero
+from stream_dmgin.state.mem import (
+    alloc,
+    arena_room,
+    free,
+    group_room,
+    group_row,
+    mem_at,
+    size_of,
+    table_find,
+    table_put,
+    zero,
+)
 
 COUNTED, DUPLICATE, SPILLED = 1, 0, -1
 LOW32 = (1 << 32) - 1
@@ -113,7 +124,9 @@ def group_key(S: Any, item: Any) -> Any:
 
 
 @kernel
-def event_before(S: Any, tsf: Any, eid: Any, item: Any, value: Any, tsf2: Any, eid2: Any, item2: Any, value2: Any) -> Any:
+def event_before(
+    S: Any, tsf: Any, eid: Any, item: Any, value: Any, tsf2: Any, eid2: Any, item2: Any, value2: Any
+) -> Any:
     """Whether the first event comes before the second in the order of rings: (ts, event-id hash), then by content."""
     if (tsf >> 16) != (tsf2 >> 16):
         return (tsf >> 16) < (tsf2 >> 16)

@@ -31,7 +31,9 @@ class RawIncrements:
         return self.item_hashes[self.item]
 
 
-def columns_of(table: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
+def columns_of(
+    table: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
     """(item index, bucket, metric, count) of the entries of the fold's table, sorted by item and bucket."""
     rows = table.reshape(-1, CW)
     rows = rows[rows[:, 0] != 0]

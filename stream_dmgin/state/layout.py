@@ -79,7 +79,9 @@ LIVE, LOADED, DIRTY, SPILL_LOADED, ALL_PAGES, ON_DISK, MERGED = 1, 2, 4, 8, 16, 
 
 # a group row
 GW = 16
-(G_KEY, G_META, G_RING, G_DWELL, G_VALUE, G_VALUEHI, G_FIRST, G_LAST, G_DIGEST, G_ITEM, G_COUNTS, G_MAXDWELL) = range(12)
+(G_KEY, G_META, G_RING, G_DWELL, G_VALUE, G_VALUEHI, G_FIRST, G_LAST, G_DIGEST, G_ITEM, G_COUNTS, G_MAXDWELL) = range(
+    12
+)
 G_INLINE = 3  # counts kept in the row: words 12..14
 G_COUNT0 = 12
 G_MORE = 15  # arena offset of further counts

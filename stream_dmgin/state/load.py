@@ -292,14 +292,6 @@ def drop_user(S: Any, u: Any) -> None:
 
 
 @kernel
-def drop_users(S: Any, slots: Any) -> None:
-    """Take several users out of the cache; those with uncommitted events stay."""
-    for u in slots:
-        if S.U[u * UW + U_FLAGS] & DIRTY == 0:
-            drop_user(S, u)
-
-
-@kernel
 def merge_user(S: Any, u: Any) -> Any:
     """Merge the singleton groups of user u whose items have a group now. NEED_SPILL: its pages must be loaded first."""
     b, A = u * UW, S.A

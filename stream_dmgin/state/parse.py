@@ -96,7 +96,13 @@ def _word(name: str) -> int:
 F_USER, F_ITEM, F_TS, F_EVENT, F_TYPE, F_DWELL, F_VALUE = 1, 2, 4, 8, 16, 32, 64
 F_REQUEST, F_POSITION, F_LAT, F_LON, F_ATTRS, F_V = 128, 256, 512, 1024, 2048, 4096
 REQUIRED = F_USER | F_ITEM | F_TS
-W_USER, W_ITEM, W_TS, W_EVENT, W_TYPE = _word("user_id"), _word("item_id"), _word("ts"), _word("event_id"), _word("type")
+W_USER, W_ITEM, W_TS, W_EVENT, W_TYPE = (
+    _word("user_id"),
+    _word("item_id"),
+    _word("ts"),
+    _word("event_id"),
+    _word("type"),
+)
 W_DWELL, W_VALUE, W_REQUEST, W_POSITION = _word("dwell_ms"), _word("value"), _word("request_id"), _word("position")
 W_LAT, W_LON, W_ATTRS, W_V = _word("lat"), _word("lon"), _word("attrs"), _word("v")
 REQUEST_TAIL = (ord("i"), ord("d"))
@@ -309,6 +315,13 @@ def parse_events(batch: Batch, topic_number: NDArray[np.uint8]) -> tuple[EventCo
     several threads at once.
     """
     n = len(batch)
+    # whatever the log made them from: another kind of array would compile the kernel again
+    partition, key_len, value_len = (
+        np.require(x, np.int32, "CW") for x in (batch.partition, batch.key_len, batch.value_len)
+    )
+    offset, timestamp = (np.require(x, np.int64, "CW") for x in (batch.offset, batch.timestamp))
+    key_addr, value_addr = (np.require(x, np.uint64, "CW").view(np.int64) for x in (batch.key_addr, batch.value_addr))
+    topics, topic_number = (np.require(x, np.uint8, "CW") for x in (batch.topic, topic_number))
     i64 = np.zeros((9, n), np.int64)
     i32 = np.zeros((3, n), np.int32)
     status, topic = np.zeros((2, n), np.uint8)
@@ -316,13 +329,12 @@ def parse_events(batch: Batch, topic_number: NDArray[np.uint8]) -> tuple[EventCo
     dwell = np.full(n, -1, np.int64)
     value[:] = -1
     unsure = _parse(
-        topic_number, batch.topic, batch.partition, batch.offset, batch.timestamp, batch.key_addr.view(np.int64),
-        batch.key_len, batch.value_addr.view(np.int64), batch.value_len, _NAMES, status, topic, ts, user_hash, user_addr,
-        i32[0], item_hash, item_addr, i32[1], eid_hash, type_hash, type_addr, i32[2], dwell, value,
+        topic_number, topics, partition, offset, timestamp, key_addr, key_len, value_addr, value_len, _NAMES, status, topic,
+        ts, user_hash, user_addr, i32[0], item_hash, item_addr, i32[1], eid_hash, type_hash, type_addr, i32[2], dwell, value,
     )  # fmt: skip
     u64 = i64.view(np.uint64)
     cols = EventColumns(
-        status, topic, batch.partition, batch.offset, ts, u64[1], u64[2], i32[0], u64[3], u64[4], i32[1], u64[5], u64[6],
+        status, topic, partition, offset, ts, u64[1], u64[2], i32[0], u64[3], u64[4], i32[1], u64[5], u64[6],
         u64[7], i32[2], dwell, value, [batch.owner],
     )  # fmt: skip
     return cols, _decode_rest(batch, cols) if unsure else []

@@ -143,7 +143,13 @@ def read_user(S: Any, u: Any, out: Any, r: Any) -> None:  # noqa: PLR0915
     """Fill row r of a UserArrays (its addresses) with user u; u < 0: the empty state."""
     most_groups, most_events = out[1], out[2]
     n1, n2, n3, n4 = r + 1, (r + 1) * most_groups, (r + 1) * most_groups * most_events, (r + 1) * USER_RING
-    n_events, n_imps, last, last_event, last_imp = one(out, 0, n1), one(out, 1, n1), one(out, 2, n1), one(out, 3, n1), one(out, 4, n1)
+    n_events, n_imps, last, last_event, last_imp = (
+        one(out, 0, n1),
+        one(out, 1, n1),
+        one(out, 2, n1),
+        one(out, 3, n1),
+        one(out, 4, n1),
+    )
     total, version, digest, n_groups = small(out, 5, n1), one(out, 6, n1), one(out, 7, n1), small(out, 8, n1)
     s_len, m_len = small(out, 22, n1), small(out, 28, n1)
     if u < 0:
@@ -160,8 +166,20 @@ def read_user(S: Any, u: Any, out: Any, r: Any) -> None:  # noqa: PLR0915
     digest[r] = user_digest(S, u)
 
     g_key, g_counts, g_len = one(out, 9, n2), one(out, 10, n2 * N_CLS), small(out, 16, n2)
-    g_dwell, g_max, g_value, g_first, g_last = one(out, 11, n2), one(out, 12, n2), one(out, 13, n2), one(out, 14, n2), one(out, 15, n2)
-    e_item, e_cls, e_ts, e_dwell, e_value = one(out, 17, n3), byte(out, 18, n3), one(out, 19, n3), one(out, 20, n3), one(out, 21, n3)
+    g_dwell, g_max, g_value, g_first, g_last = (
+        one(out, 11, n2),
+        one(out, 12, n2),
+        one(out, 13, n2),
+        one(out, 14, n2),
+        one(out, 15, n2),
+    )
+    e_item, e_cls, e_ts, e_dwell, e_value = (
+        one(out, 17, n3),
+        byte(out, 18, n3),
+        one(out, 19, n3),
+        one(out, 20, n3),
+        one(out, 21, n3),
+    )
     hot, order = S.U[b + U_NHOT], S.U[b + U_ORDER]
     n = min(hot, most_groups)
     n_groups[r] = n
@@ -191,7 +209,13 @@ def read_user(S: Any, u: Any, out: Any, r: Any) -> None:  # noqa: PLR0915
             e_dwell[o] = (item >> 32) & LOW32 if tsf & F_DWELL else -1
             e_value[o] = A[k + 3 * cap] if tsf & F_VALUE else -1
 
-    s_item, s_cls, s_ts, s_dwell, s_group = one(out, 23, n4), byte(out, 24, n4), one(out, 25, n4), one(out, 26, n4), one(out, 27, n4)
+    s_item, s_cls, s_ts, s_dwell, s_group = (
+        one(out, 23, n4),
+        byte(out, 24, n4),
+        one(out, 25, n4),
+        one(out, 26, n4),
+        one(out, 27, n4),
+    )
     ring, at = S.U[b + U_SHORTRING], S.U[b + U_SHORT]
     length, cap, start = ring & 0xFF, (ring >> 8) & 0xFF, (ring >> 16) & 0xFF
     s_len[r] = length

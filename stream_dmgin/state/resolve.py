@@ -100,7 +100,9 @@ def new_user(S: Any, h: Any, address: Any, n: Any, loaded: Any) -> Any:
 @kernel
 def user_room(S: Any) -> Any:
     """DONE if one more user fits, or what is needed."""
-    if 4 * (S.M[M_USERS_CACHED] + 1) > size_of(S, H_) or (S.M[M_UFREE] == 0 and (S.M[M_UTOP] + 1) * UW > size_of(S, U_)):
+    if 4 * (S.M[M_USERS_CACHED] + 1) > size_of(S, H_) or (
+        S.M[M_UFREE] == 0 and (S.M[M_UTOP] + 1) * UW > size_of(S, U_)
+    ):
         return NEED_U
     if not arena_room(S, ID_WORDS):
         S.M[M_NEED] = ID_WORDS

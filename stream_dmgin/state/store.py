@@ -52,7 +52,9 @@ def open_store(path: Path, partition: int, read_only: bool) -> Rdict:
     except Exception as e:  # rocksdict raises Exception itself
         text = str(e)
         if "lock" in text.lower():
-            raise StoreBusy(f"{path}: another process (or engine) holds this store: stop it, or open read-only") from None
+            raise StoreBusy(
+                f"{path}: another process (or engine) holds this store: stop it, or open read-only"
+            ) from None
         raise StreamDmginError(f"{path}: the store can't be opened: {text}") from e
     try:
         check_format(db, path, partition, exists)
@@ -81,7 +83,9 @@ def check_format(db: Rdict, path: Path, partition: int, exists: bool) -> None:
             " the state from the log in an empty data directory"
         )
     if found < STATE_FORMAT:
-        raise FormatError(f"{path}: the state has format {found}, older than {STATE_FORMAT}: rebuild it with `state rebuild`")
+        raise FormatError(
+            f"{path}: the state has format {found}, older than {STATE_FORMAT}: rebuild it with `state rebuild`"
+        )
     if of != partition:
         raise FormatError(f"{path}: this is the state of partition {of}, not {partition}")
 
