@@ -6,23 +6,20 @@ Each package with compiled functions has a module `warm` whose `main()` runs the
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import time
+from pathlib import Path
 
-MODULES = (
-    "stream_dmgin.state.warm",
-    "stream_dmgin.counters.warm",
-    "stream_dmgin.features.warm",
-    "stream_dmgin.simulator.warm",
-)
+import stream_dmgin
+
+PACKAGE = Path(stream_dmgin.__file__).parent
 
 
 def main() -> None:
     t = time.perf_counter()
-    done = [m for m in MODULES if importlib.util.find_spec(m)]
-    for m in done:
+    modules = [f"stream_dmgin.{p.parent.name}.warm" for p in sorted(PACKAGE.glob("*/warm.py"))]
+    for m in modules:
         importlib.import_module(m).main()
-    print(f"compiled functions are warm: {len(done)} packages, {time.perf_counter() - t:.1f} s")
+    print(f"compiled functions are warm ({len(modules)} packages, {time.perf_counter() - t:.1f} s)")
 
 
 if __name__ == "__main__":
