@@ -1,25 +1,27 @@
 """Compile the numba functions once, at installation, so that no first worker, test or demo waits for the compiler.
 
-Each package with compiled functions has a module `warm` whose `main()` runs them on a few records.
+Runs the parts that have compiled functions on a little data: the state, the features with counters and catalogue, the
+simulator, and a worker on the embedded log.
 """
 
 from __future__ import annotations
 
-import importlib
+import tempfile
 import time
-from pathlib import Path
 
-import stream_dmgin
-
-PACKAGE = Path(stream_dmgin.__file__).parent
+from stream_dmgin.bench import machine, read, recover
+from stream_dmgin.state import warm
 
 
 def main() -> None:
     t = time.perf_counter()
-    modules = [f"stream_dmgin.{p.parent.name}.warm" for p in sorted(PACKAGE.glob("*/warm.py"))]
-    for m in modules:
-        importlib.import_module(m).main()
-    print(f"compiled functions are warm ({len(modules)} packages, {time.perf_counter() - t:.1f} s)")
+    warm.main()
+    read.measure([20, 200], users=2)
+    recover.measure("file", 1_000)
+    with tempfile.TemporaryDirectory() as tmp:
+        city = ["--users", "20", "--items", "50", "--seconds", "3600", "--events-per-s", "1", "--requests-per-s", "1"]
+        machine.run(["simulate", *city, "--to-dir", tmp])
+    print(f"compiled functions are warm ({time.perf_counter() - t:.1f} s)")
 
 
 if __name__ == "__main__":
