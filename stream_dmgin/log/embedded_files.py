@@ -22,6 +22,7 @@ import json
 import mmap
 import os
 import struct
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from stream_dmgin.log.base import TopicInfo
 SLOT_BYTES = 64  # of `head`, a cache line each
 GROW_BYTES = 1 << 20  # files grow in such steps (sparse), so that readers map anew once a step
 INDEX_EVERY = 64 << 10
+LOCK_S = 30.0  # a writer holds a partition for milliseconds
 INDEX = struct.Struct("<Qqqq")
 
 
@@ -83,7 +85,7 @@ class TopicFiles:
         Raises LogUnavailable when the disk is full or fails; nothing is appended then.
         """
         fd = self.fd(partition)
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        self._lock(fd, partition)
         try:
             at = self.committed(partition)
             first, before = self.tail(partition, at)
@@ -101,6 +103,21 @@ class TopicFiles:
         finally:
             fcntl.flock(fd, fcntl.LOCK_UN)
         return int(first)
+
+    def _lock(self, fd: int, partition: int) -> None:
+        """flock, but not for ever: its holder may have been stopped by a debugger or a signal."""
+        end = 0.0
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                now = time.monotonic()
+                end = end or now + LOCK_S
+                if now > end:
+                    text = f"{self.path(partition)}: another process has held it for {LOCK_S:g} s: is that one stopped?"
+                    raise LogUnavailable(text) from None
+                time.sleep(0.0002)
 
     def _index(self, partition: int, at: int, first: int, before: int) -> None:
         """Written before the commit: an entry of a frame that never was describes its successor at that place as well."""

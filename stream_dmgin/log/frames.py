@@ -42,12 +42,13 @@ def pack_record(key: bytes | None, value: bytes | None, timestamp: int, headers:
     return RECORD.pack(timestamp, n_key, n_value, len(h)) + (key or b"") + (value or b"") + h
 
 
-def pack_frame(records: list[bytes], first: int, max_ts: int) -> bytes:
+def pack_frame(records: list[bytes], first: int, max_ts: int) -> bytearray:
     """A frame of `records` (at least one), the first of which gets offset `first`. `max_ts`: with these records."""
-    body = b"".join(records)
-    size = HEAD_BYTES + len(body) + TAIL_BYTES
-    rest = struct.pack("<QQII", size, first, len(records), 0) + body + TAIL.pack(first + len(records), max_ts, size)
-    return struct.pack("<II", MAGIC, zlib.crc32(rest)) + rest
+    size = HEAD_BYTES + sum(map(len, records)) + TAIL_BYTES
+    head = HEAD.pack(MAGIC, 0, size, first, len(records), 0)
+    frame = bytearray().join([head, *records, TAIL.pack(first + len(records), max_ts, size)])  # the only copy
+    struct.pack_into("<I", frame, 4, zlib.crc32(memoryview(frame)[8:]))
+    return frame
 
 
 def unpack_headers(raw: bytes) -> Headers:

@@ -151,8 +151,7 @@ class KafkaReader:
             if n_topics < 0:
                 raise LogUnavailable(f"a batch holds more than {rdkafka.TOPICS_MAX} topics")
             if n_errors:
-                for i in np.flatnonzero(err):
-                    self._on_error(int(messages[i]))
+                self._on_errors([int(messages[i]) for i in np.flatnonzero(err)])
                 keep = np.flatnonzero(err == 0)
             topic = self._numbers(n_topics, topic, keep)
         except BaseException:
@@ -188,22 +187,29 @@ class KafkaReader:
             numbers[k] = self._number[self._lib.topic_name(int(self._rkts[k])).decode()]
         return numbers[topic]
 
-    def _on_error(self, message: int) -> None:
-        """One message that is an error. Raises LogUnavailable for what can't mend itself."""
-        m = C.cast(message, C.POINTER(rdkafka.Message)).contents
-        code = int(m.err)
-        text = C.string_at(m.payload, m.len).decode(errors="replace") if m.payload else ""
-        if code in (rdkafka.ERR_AUTO_OFFSET_RESET, 1, rdkafka.ERR_NO_OFFSET) and m.rkt:
-            self._out_of_range((self._lib.topic_name(m.rkt).decode(), int(m.partition)), int(m.offset))
-        elif code == rdkafka.ERR_MAX_POLL:
-            logger.warning("max.poll.interval.ms passed without a poll: the group takes this member's partitions away")
-        elif code in rdkafka.TRANSIENT or code in rdkafka.FENCING or code == 27:
-            self._log(4, rdkafka.error_text(code).split(":")[0], text or rdkafka.error_text(code))
-        else:
-            raise rdkafka.unavailable(code, f"reading {', '.join(self.topics)}" + (f" ({text})" if text else ""))
+    def _on_errors(self, messages: list[int]) -> None:
+        """Messages that are errors. Raises LogUnavailable for what can't mend itself."""
+        gone: dict[TP, int] = {}
+        for message in messages:
+            m = C.cast(message, C.POINTER(rdkafka.Message)).contents
+            code = int(m.err)
+            text = C.string_at(m.payload, m.len).decode(errors="replace") if m.payload else ""
+            if code in (rdkafka.ERR_AUTO_OFFSET_RESET, 1, rdkafka.ERR_NO_OFFSET) and m.rkt:
+                gone[self._lib.topic_name(m.rkt).decode(), int(m.partition)] = int(m.offset)
+            elif code == rdkafka.ERR_MAX_POLL:
+                logger.warning(
+                    "max.poll.interval.ms passed without a poll: the group takes this member's partitions away"
+                )
+            elif code in rdkafka.TRANSIENT or code in rdkafka.FENCING or code == 27:
+                self._log(4, rdkafka.error_text(code).split(":")[0], text or rdkafka.error_text(code))
+            else:
+                raise rdkafka.unavailable(code, f"reading {', '.join(self.topics)}" + (f" ({text})" if text else ""))
+        gone = {tp: offset for tp, offset in gone.items() if tp in self._assigned}
+        if gone:
+            self._restart({tp: self._first_kept(tp, offset) for tp, offset in gone.items()})
 
-    def _out_of_range(self, tp: TP, asked: int) -> None:
-        """The offset isn't in the log (any more): go on at the first kept where retention went ahead of us, else refuse."""
+    def _first_kept(self, tp: TP, asked: int) -> int:
+        """Where to go on when offset `asked` isn't in the log any more. Raises LogUnavailable when it lies past the end."""
         low, high = C.c_int64(), C.c_int64()
         code = self._lib.query_watermark_offsets(self._rk, tp[0].encode(), tp[1], C.byref(low), C.byref(high), 10_000)
         self._check(code, f"asking for the offsets of {tp[0]}/{tp[1]}")
@@ -213,7 +219,7 @@ class KafkaReader:
                 "created anew or the log lost its end. Give the old log, or rebuild the state from this one"
             )
         logger.warning("%s/%d: offset %d is no longer kept, going on at %d", *tp, asked, low.value)
-        self._restart({tp: low.value})
+        return int(low.value)
 
     def _restart(self, offsets: Mapping[TP, int]) -> None:
         """Fetch these from other offsets. An error stops a partition for good (seeking doesn't wake it), so all are assigned

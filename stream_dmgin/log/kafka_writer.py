@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 MESSAGE_MAX = 12 << 20  # bytes; the topic's own max.message.bytes is checked first
 OVERHEAD = 128  # bytes of a batch around one record, at most
+CLOSE_S = 10.0
 FULL_S = 60.0  # how long `append` waits for room before it gives up
 
 
@@ -29,7 +30,7 @@ class LibraryLog:
     def log(self, level: int, text: str, *args: Any) -> None:
         """A line; Python's logging levels, and librdkafka's facility first among the arguments."""
         syslog = 3 if level >= logging.ERROR else 4 if level >= logging.WARNING else 6 if level >= logging.INFO else 7
-        self._limited(syslog, str(args[0]) if args else "", text % args if args else text)
+        self._limited(syslog, str(args[0]) if args else "", str(args[-1]) if args else text)
 
 
 class KafkaWriter:
@@ -99,9 +100,9 @@ class KafkaWriter:
             raise LogUnavailable(f"{left} records were not written in {timeout:g} s: does the broker answer?")
 
     def close(self) -> None:
-        """Flush and close."""
+        """Flush (10 s at most) and close. Raises LogUnavailable for what could not be written."""
         try:
-            self.flush()
+            self.flush(CLOSE_S)
         finally:
             self._producer.purge()
             self._producer.flush(1.0)

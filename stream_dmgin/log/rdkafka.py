@@ -195,6 +195,8 @@ def make_conf(settings: Mapping[str, str]) -> int:
 class RateLimitedLog:
     """librdkafka's lines into Python logging; of one facility at most one line in `seconds`, with a count of the others."""
 
+    # a broker that is away, or a coordinator that is still loading, is retried inside
+    AT_MOST = {"FAIL": logging.WARNING, "ERROR": logging.WARNING, "GETPID": logging.INFO}
     LEVELS = (logging.ERROR,) * 4 + (logging.WARNING, logging.INFO, logging.DEBUG, logging.DEBUG)
 
     def __init__(self, logger: logging.Logger, seconds: float = 10.0) -> None:
@@ -209,8 +211,7 @@ class RateLimitedLog:
             self._seen[facility] = (at, held + 1)
             return
         self._seen[facility] = (now, 0)
-        # a broker that is away is retried inside: it deserves a warning, not an error
-        severity = min(self.LEVELS[min(level, 7)], logging.WARNING if facility in ("FAIL", "ERROR") else logging.ERROR)
+        severity = min(self.LEVELS[min(level, 7)], self.AT_MOST.get(facility, logging.ERROR))
         self._logger.log(severity, "%s: %s%s", facility, text, f" ({held} more like it)" if held else "")
 
 

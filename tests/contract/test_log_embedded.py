@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from stream_dmgin.errors import FormatError, LogUnavailable, UsageError
-from stream_dmgin.log import embedded_reader, frames
+from stream_dmgin.log import embedded_files, embedded_reader, frames
 from stream_dmgin.log.base import TP, Log, Record, TopicInfo, open_log
 
 TOPIC, PARTITIONS = "t", 3
@@ -283,3 +284,18 @@ def test_files_grow_past_a_window_and_many_frames(tmp_path: Path, monkeypatch: p
         assert batch is not None and batch.offset[0] == offset and batch.timestamp[0] == offset
         batch.release()
         assert log.offsets_for_time(TOPIC, offset)[0] == offset
+
+
+def test_a_stopped_process_that_holds_a_partition_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_files, "LOCK_S", 0.2)
+    log, failed = make(tmp_path), list[BaseException | None]()
+    with (tmp_path / "topics" / TOPIC / "0.log").open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        writer = log.writer(linger_ms=0)
+        writer.append(TOPIC, b"k", b"v", partition=0, on_delivery=lambda e, tp, o: failed.append(e))
+        writer.append(TOPIC, b"k", b"v", partition=1)  # others go on
+        writer.poll()
+        assert "another process has held it" in str(failed[0])
+    writer.append(TOPIC, b"k", b"v", partition=0)
+    writer.close()
+    assert log.ends(TOPIC) == {0: 1, 1: 1, 2: 0}
