@@ -41,5 +41,5 @@ class Health:
             "lag": self.lag,
             "model": self.model,
             "groups": self.groups,
-            "control": self.control,
+            "control": dict(self.control.items()),  # under Faust a table, which is no JSON
         }
