@@ -8,7 +8,7 @@ Most slots of most entities are empty or small: a row takes 50 to 300 bytes inst
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from stream_dmgin.native import kernel
 FORMAT = 1
 _AT_MOST = 16 + 10 * N_COUNTS + 5 * N_SLOTS  # bytes of one row
 _BATCH = 1024
+_KEY = np.dtype([("e", "S1"), ("kind", "u1"), ("hash", ">u8")])
 
 
 @kernel
@@ -80,8 +81,10 @@ def _take(data: Any, at: int) -> tuple[int, int]:
 
 
 @kernel
-def _decode(data: Any, counts: Any, stamps: Any) -> int:
-    """The first bucket; -1 where the data can't be a row."""
+def decode(data: Any, counts: Any, stamps: Any) -> Any:
+    """Fill one row of counts and stamps from the bytes of a value; returns the first bucket, -1 where it is no row."""
+    counts[:] = 0
+    stamps[:] = -1
     x, at = _take(data, 0)
     if at < 0 or x != FORMAT:
         return -1
@@ -123,22 +126,20 @@ def encode(
             at = end
 
 
-def entity_of(key: bytes) -> tuple[int, int]:
-    """(kind, hash) of a row's key. Raises FormatError."""
-    if len(key) != 10 or key[:1] != b"e":
-        raise FormatError(
-            f"{key!r} is not the key of a counter row: remove the counters' directory, they are read again from the log"
-        )
-    return key[1], int.from_bytes(key[2:], "big")
+def split(
+    rows: Iterable[tuple[bytes, bytes]],
+) -> tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint8], NDArray[np.int64]]:
+    """(kinds, hashes, all values in one piece, where each value ends) of rows. Raises FormatError."""
+    pairs = list(rows)
+    for key, _ in pairs:
+        if len(key) != _KEY.itemsize or key[:1] != b"e":
+            raise unreadable(f"{key!r} is not the key of a counter row")
+    keys = np.frombuffer(b"".join(k for k, _ in pairs), _KEY)
+    ends = np.cumsum(np.fromiter((len(v) for _, v in pairs), np.int64, len(pairs)))
+    data = np.frombuffer(b"".join(v for _, v in pairs), np.uint8)
+    return keys["kind"].copy(), keys["hash"].astype(np.uint64), data, ends
 
 
-def decode(value: bytes, counts: NDArray[np.int64], stamps: NDArray[np.int32]) -> int:
-    """Fill one row of counts and stamps from a value; returns its first bucket. Raises FormatError."""
-    counts[:] = 0
-    stamps[:] = -1
-    first = int(_decode(np.frombuffer(value, np.uint8), counts, stamps))
-    if first < 0:
-        raise FormatError(
-            "a counter row has another format: remove the counters' directory, they are read again from the log"
-        )
-    return first
+def unreadable(what: str) -> FormatError:
+    """The error for rows that this version can't read."""
+    return FormatError(f"{what}: remove the counters' directory, they are read again from the log")

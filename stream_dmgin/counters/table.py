@@ -57,6 +57,7 @@ from stream_dmgin.counters.layout import (
     weights,
 )  # fmt: skip
 from stream_dmgin.counters.read import find, global_rate, mixed, refresh, row_features, row_of
+from stream_dmgin.counters.rows import decode
 from stream_dmgin.features.spec import COUNTER_KINDS, COUNTER_METRICS
 from stream_dmgin.native import kernel
 
@@ -122,6 +123,28 @@ def _apply(
             _add(counts, stamps, first, valid, 0, bucket[i], metric[i], count[i])
             dirty[0] = 1
     state[S_VERSION] += 1
+    return used, kind.shape[0]
+
+
+@kernel
+def _load(
+    keys: Any, rows: Any, hashes: Any, kinds: Any, counts: Any, stamps: Any, first: Any, valid: Any, used: int,
+    kind: Any, h: Any, data: Any, ends: Any,
+) -> tuple[int, int]:  # fmt: skip
+    """Take encoded rows in; there must be room for all. Returns (rows used, encoded rows taken); stops at a bad one."""
+    start = 0
+    for i in range(kind.shape[0]):
+        row = 0 if kind[i] == GLOBAL_KIND else find(keys, rows, kind[i], h[i])
+        if row < 0:
+            _new_row(keys, rows, hashes, kinds, used, kind[i], h[i])
+            row = used
+            used += 1
+        bucket = decode(data[start : ends[i]], counts[row], stamps[row])
+        if bucket < 0:
+            return used, i
+        first[row] = bucket
+        valid[row] = -1
+        start = ends[i]
     return used, kind.shape[0]
 
 
@@ -252,22 +275,20 @@ class CounterTable:
 
     def from_rows(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
         """Take rows of `to_rows` into this table, replacing the entities they name. Raises FormatError."""
-        for key, value in rows:
-            kind, h = _rows.entity_of(key)
-            row = (
-                0 if kind == GLOBAL_KIND else int(find(self._arrays["keys"], self._arrays["rows"], kind, np.uint64(h)))
-            )
-            if row < 0:
-                if self.used >= len(self._arrays["kinds"]):
-                    self._resize(2 * len(self._arrays["kinds"]))
-                a = self._arrays
-                row = self.used
-                _new_row(a["keys"], a["rows"], a["hashes"], a["kinds"], row, kind, np.uint64(h))
-                self.used += 1
-            a = self._arrays
-            a["first"][row] = _rows.decode(value, a["counts"][row], a["stamps"][row])
-            a["valid"][row] = -1
+        kinds, hashes, data, ends = _rows.split(rows)
+        capacity = len(self._arrays["kinds"])
+        while self.used + len(kinds) > capacity:
+            capacity *= 2
+        if capacity > len(self._arrays["kinds"]):
+            self._resize(capacity)
+        a = self._arrays
+        self.used, done = _load(
+            a["keys"], a["rows"], a["hashes"], a["kinds"], a["counts"], a["stamps"], a["first"], a["valid"], self.used,
+            kinds, hashes, data, ends,
+        )  # fmt: skip
         self._state[S_VERSION] += 1
+        if done < len(kinds):
+            raise _rows.unreadable("a counter row has another format")
 
     @property
     def epoch(self) -> int:
