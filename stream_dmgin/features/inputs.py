@@ -27,6 +27,7 @@ REQUEST_SIDE: dict[str, tuple[Any, tuple[str, ...]]] = {
 }  # fmt: skip
 ALL = {**USER_SIDE, **REQUEST_SIDE}
 USER_COLUMNS = len(USER_FEATURES)
+_VIEWS = 512  # sizes remembered by `fit`
 
 
 def _sizes(spec: InputSpec, candidates: int) -> dict[str, int]:
@@ -84,6 +85,8 @@ class Inputs(dict[str, NDArray[Any]]):
                 raise ValueError(
                     f"{users} users x {candidates} candidates don't fit in these inputs: allocate larger ones"
                 )
+            if len(self._fits) >= _VIEWS:
+                self._fits.clear()
             known = Inputs._over(self._store, self.spec, users, candidates)
             known._fits = self._fits
             self._fits[users, candidates] = known
