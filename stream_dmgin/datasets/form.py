@@ -87,12 +87,20 @@ class Meta:
 
 @dataclass
 class Dataset:
-    """A log in the normalised form, in memory."""
+    """A log in the normalised form, in memory. Optional columns that are not given are added, all null."""
 
     events: pa.Table
     rows: pa.Table
     items: pa.Table
     meta: Meta
+
+    def __post_init__(self) -> None:
+        for name, schema in (("events", EVENTS), ("rows", ROWS), ("items", ITEMS)):
+            t = getattr(self, name)
+            for column, (kind, required) in schema.items():
+                if not required and column not in t.column_names:
+                    t = t.append_column(column, pa.nulls(t.num_rows, kind))
+            setattr(self, name, t)
 
     def day(self, ts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Day numbers of times; day 0 begins at `day0_ms`."""

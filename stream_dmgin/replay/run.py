@@ -37,8 +37,6 @@ class Block:
     first: int
     last: int
     inputs: Sequence[Inputs]
-    versions: NDArray[np.uint64]
-    digests: NDArray[np.uint64]
 
     @property
     def width(self) -> int:
@@ -97,10 +95,7 @@ class Replay:
                     each(i)
             for v, x in zip(self._views, inputs, strict=True):
                 v.builder.user_side(v.arrays, hi - lo, x)
-            some = self._views[0].arrays if self._views else None
-            versions = some.version[: hi - lo].astype(np.uint64) if some is not None else np.zeros(hi - lo, np.uint64)
-            digests = some.digest[: hi - lo].copy() if some is not None else np.zeros(hi - lo, np.uint64)
-            yield Block(lo, hi, [inputs[k] for k in self._view_of], versions, digests)
+            yield Block(lo, hi, [inputs[k] for k in self._view_of])
 
     def close(self) -> None:
         """Release the states."""

@@ -1,0 +1,155 @@
+"""A log scored by the worker, then scored again from the log alone: `replay`, `replay --verify`, `ab`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgpack
+import pyarrow.parquet as pq
+import pytest
+
+from stream_dmgin.datasets import form
+from stream_dmgin.features.spec import InputSpec
+from stream_dmgin.log.base import open_log
+from stream_dmgin.models.calibration import Calibration
+from stream_dmgin.models.dmgin import DMGINConfig
+from stream_dmgin.models.registry import save_model, untrained
+from tests.logs import dataset
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+CLI = [sys.executable, "-m", "stream_dmgin.cli.main"]
+
+
+def js(*args: object, ok: tuple[int, ...] = (0,)) -> dict:
+    p = subprocess.run([*CLI, *map(str, args), "-o", "json"], capture_output=True, text=True, timeout=300, check=False)
+    assert p.returncode in ok, f"{args}: exit {p.returncode}: {p.stderr[-2000:]}"
+    return json.loads(p.stdout)
+
+
+def model(directory: Path, seed: int) -> Path:
+    spec = InputSpec(groups=8, events=8, short=8, item_buckets=64, category_buckets=8, advertiser_buckets=8)
+    made = untrained("m", DMGINConfig(spec, ("order",), width=16, item_width=8, hidden=(16, 8)), seed)
+    save_model(directory, directory.name, made.network, Calibration(), {}, "For a test.\n")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A log of imported events and requests, all answered by a worker."""
+    base = tmp_path_factory.mktemp("scored")
+    form.write(dataset(300), base / "data")
+    model(base / "models" / "one", 1)
+    args = ["--log", f"file:{base / 'log'}", "--data-dir", str(base)]
+    js("topics", "apply", *args, "--partitions", 2)
+    js("topics", "import", base / "data", *args)
+    done = js("worker", *args, "--until-end", "--ordered", "--model", base / "models" / "one", "--http", "off")
+    assert done["scores"] == 300
+    return base, args
+
+
+def test_scores_are_reproduced_from_the_log(scored: tuple[Path, list[str]]) -> None:
+    base, args = scored
+    found = js("replay", "--verify", 60, *args)
+    assert found["checked"] == found["reproduced"] == found["state_identical"] == 60
+    assert found["unexplained"] == 0 and found["max_abs_diff"] <= 1e-6
+
+
+def test_a_changed_score_is_found(scored: tuple[Path, list[str]], tmp_path: Path) -> None:
+    base, args = scored
+    with open_log(f"file:{base / 'log'}") as log:
+        name = "dmgin.scores"
+        reader = log.reader([name])
+        reader.assign({(name, p): 0 for p in log.ends(name)})
+        batch = reader.poll(1, 5)
+        record = batch.record(0)
+        batch.release()
+        reader.close()
+    body = msgpack.unpackb(record.value)
+    body["ctr"][0] = min(0.99, body["ctr"][0] + 0.01)
+    copy = f"file:{tmp_path / 'log'}"
+    other = ["--log", copy, "--data-dir", str(tmp_path)]
+    js("topics", "apply", *other, "--partitions", 2)
+    js("topics", "import", base / "data", *other)
+    with open_log(copy) as log:
+        w = log.writer()
+        w.append(
+            "dmgin.scores", record.key, msgpack.packb(body), timestamp=record.timestamp, partition=record.partition
+        )
+        w.close()
+    # the copy has no counters either: the score can't be what this log says
+    found = js("replay", "--verify", 5, *other, "--data-dir", base, ok=(1,))
+    assert (
+        found["checked"] == 1 and found["unexplained"] == 1 and found["examples"][0]["request_id"] == body["request_id"]
+    )
+
+
+def test_replay_of_a_log_and_of_a_directory_agree(scored: tuple[Path, list[str]], tmp_path: Path) -> None:
+    base, args = scored
+    one = base / "models" / "one"
+    from_log = js("replay", *args, "--model", one, "--out", tmp_path / "a")
+    from_dir = js(
+        "replay", base / "data", *args, "--model", one, "--out", tmp_path / "b", "--groups", _no_groups(tmp_path)
+    )
+    assert from_log["requests"] == from_dir["requests"] == 300 and from_log["labelled"] == from_dir["labelled"] > 0
+    a, b = (
+        {
+            (r["request_id"], r["item_id"]): r["label"]
+            for r in pq.read_table(tmp_path / x / "scores.parquet").to_pylist()
+        }
+        for x in "ab"
+    )
+    assert a == b
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["metrics"].keys() >= {
+        "auc",
+        "logloss",
+        "ece",
+        "gauc",
+    }
+
+
+def _no_groups(path: Path) -> Path:
+    (path / "none.csv").write_text("item_id,group\n")
+    return path / "none.csv"
+
+
+def test_ab_compares_models_over_one_replay(scored: tuple[Path, list[str]], tmp_path: Path) -> None:
+    base, args = scored
+    one, two = base / "models" / "one", model(base / "models" / "two", 2)
+    found = js(
+        "ab",
+        base / "data",
+        *args,
+        "--champion",
+        one,
+        "--challenger",
+        two,
+        "--challenger",
+        "item-ctr",
+        "--out",
+        tmp_path,
+        "--draws",
+        50,
+    )
+    assert len(found["metrics"]) == 3 and set(found["differences"]) == set(found["metrics"]) - {found["champion"]}
+    for d in found["differences"].values():
+        assert all(
+            i["low"] <= i["diff"] <= i["high"] or abs(i["high"] - i["low"]) < 1e-9 for k, i in d.items() if k != "ece"
+        )
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    assert json.loads((tmp_path / "report.json").read_text())["verdict"] == found["verdict"]
+
+
+def test_wrong_use_is_refused(tmp_path: Path) -> None:
+    p = subprocess.run([*CLI, "replay", str(tmp_path)], capture_output=True, text=True, timeout=60, check=False)
+    assert p.returncode == 2 and "--out" in p.stderr
+    p = subprocess.run(
+        [*CLI, "replay", str(tmp_path), "--out", str(tmp_path / "o")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert p.returncode == 2 and "meta.json" in p.stderr
