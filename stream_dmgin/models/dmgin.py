@@ -29,6 +29,7 @@ from stream_dmgin.features.spec import N_AGE, N_CLS, N_DWELL, N_HOUR, N_STAT, US
 
 FAR = -1e4  # additive mask: softmax gives such a place nothing, and a row of only such places stays finite
 TENTS, TENT_STEP = 8, 3.0  # tent functions over log2(1 + minutes): one per 3 octaves, up to 2^21 minutes (4 years)
+GAPS, GAPS_AN_OCTAVE = 128, 6  # how finely the time between two groups is told apart
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,9 @@ class Dense(nn.Module):
 class InsideGroup(nn.Module):
     """Masked multi-head self-attention over the events of a group."""
 
-    def __init__(self, d: int, heads: int, dropout: float) -> None:
+    def __init__(self, d: int, heads: int) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, nn.Dropout(dropout)
+        self.heads = heads
         self.norm, self.qkv, self.out = nn.LayerNorm(d), nn.Linear(d, 3 * d), nn.Linear(d, d)
 
     def forward(self, x: Tensor, far: Tensor) -> Tensor:
@@ -141,7 +142,7 @@ class InsideGroup(nn.Module):
         )  # [N,H,L,e]
         weights = (q @ k.transpose(-1, -2) * (d // self.heads) ** -0.5 + far[:, None, None, :]).softmax(-1)
         mixed = (weights @ v).transpose(1, 2).reshape(n, length, d)
-        made: Tensor = x + self.dropout(self.out(mixed))
+        made: Tensor = x + self.out(mixed)
         return made
 
 
@@ -155,14 +156,11 @@ class HSTU(nn.Module):
         self.norm_out, self.out = nn.LayerNorm(d), nn.Linear(d, d)
         self.time = nn.Parameter(torch.zeros(TENTS, heads))
 
-    def forward(self, x: Tensor, gaps: Tensor, share: Tensor) -> Tensor:
-        """Groups x [B,G,d]; gaps [B,G,G,TENTS]: how far apart in time; share [B,1,1,G]: 1/n for an existing group, else
-        0.
-        """
+    def forward(self, x: Tensor, bias: Tensor, share: Tensor) -> Tensor:
+        """Groups x [B,G,d]; bias [B,H,G,G]; share [B,1,1,G]: 1/n of an existing group, else 0."""
         b, g, d = x.shape
         u, v, q, k = F.silu(self.uvqk(self.norm_in(x))).chunk(4, -1)
         q, k, v = (y.view(b, g, self.heads, -1).transpose(1, 2) for y in (q, k, v))  # [B,H,G,e]
-        bias = (gaps @ self.time).permute(0, 3, 1, 2)  # [B,H,G,G]
         weights = F.silu(q @ k.transpose(-1, -2) * (d // self.heads) ** -0.5 + bias) * share
         mixed = (weights @ v).transpose(1, 2).reshape(b, g, d)
         made: Tensor = x + self.dropout(self.out(self.norm_out(mixed) * u))
@@ -171,6 +169,8 @@ class HSTU(nn.Module):
 
 class DMGIN(nn.Module):
     """The model. Inputs are mappings of tensors by the names of `features/spec.py`; integer inputs may be int32."""
+
+    gap_tents: Tensor
 
     def __init__(self, config: DMGINConfig) -> None:
         super().__init__()
@@ -183,11 +183,12 @@ class DMGIN(nn.Module):
         self.candidate = nn.Linear(item + 2 * small, d)  # the candidate
         self.behaviour, self.age = nn.Embedding(N_CLS, d), nn.Embedding(N_AGE, d)
         self.dwell, self.hour = nn.Embedding(N_DWELL, d), nn.Embedding(N_HOUR, d)
-        self.inside = InsideGroup(d, config.attention_heads, config.dropout)
+        self.inside = InsideGroup(d, config.attention_heads)
         self.stat = Dense(N_STAT, 0)
         self.stat_in, self.group = nn.Linear(self.stat.out, d), nn.Linear(2 * d, d)
         self.group_time = nn.Linear(TENTS, d, bias=False)
-        self.across = nn.ModuleList(HSTU(d, config.attention_heads, config.dropout) for _ in range(config.layers))
+        self.across = nn.ModuleList([HSTU(d, config.attention_heads, config.dropout) for _ in range(config.layers)])
+        self.register_buffer("gap_tents", tents(torch.arange(GAPS) / GAPS_AN_OCTAVE), persistent=False)
         # attention of the candidate: over groups, its own group's events, those on the same item, the short sequence
         self.ask_groups, self.groups_key = nn.Linear(d, d), nn.Linear(d, d)
         self.size_bias = nn.Parameter(torch.ones(1))
@@ -234,7 +235,8 @@ class DMGIN(nn.Module):
     def embed_events(self, x: Mapping[str, Tensor], kind: str) -> Tensor:
         """Events `e_*` or `s_*` of any leading shape -> [...,d]."""
         about: Tensor = self.behaviour(x[f"{kind}_cls"]) + self.age(x[f"{kind}_time"]) + self.dwell(x[f"{kind}_dwell"])
-        return about + self.event(self.embed_items(x[f"{kind}_item"]))
+        item: Tensor = self.event(self.embed_items(x[f"{kind}_item"]))
+        return item + about
 
     def encode_groups(self, x: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """N groups, each by itself: e_* [N,L,...], e_mask [N,L], g_stat [N,N_STAT] -> groups [N,d], tokens [N,L,d]."""
@@ -250,12 +252,19 @@ class DMGIN(nn.Module):
         keep = g_mask.to(torch.float32)
         minutes = torch.exp(g_time * 0.6931472)
         apart = (minutes.unsqueeze(-1) - minutes.unsqueeze(-2)).abs()
-        gaps = tents(torch.log(1.0 + apart) * 1.442695)  # of log2(1 + minutes apart): [B,G,G,TENTS]
+        gaps = (torch.log(1.0 + apart) * (GAPS_AN_OCTAVE * 1.442695)).clamp(max=GAPS - 1.0).to(torch.int32)  # [B,G,G]
+        # relative time bias of every layer at once: piecewise linear in the time between two groups
+        table = self.gap_tents @ torch.cat(self.times(), -1)  # [GAPS,layers*H]
+        biases = F.embedding(gaps, table).permute(0, 3, 1, 2).chunk(len(self.across), 1)
         share = (keep / keep.sum(-1, keepdim=True).clamp(min=1.0))[:, None, None, :]
         x: Tensor = groups + self.group_time(tents(g_time))
-        for layer in self.across:
-            x = layer(x, gaps, share)
+        for layer, bias in zip(self.across, biases, strict=True):
+            x = layer(x, bias, share)
         return x * keep.unsqueeze(-1)
+
+    def times(self) -> list[Tensor]:
+        """What each layer makes of the time between two groups [TENTS,H]."""
+        return [layer.time for layer in self.across if isinstance(layer, HSTU)]
 
     def embed_short(self, x: Mapping[str, Tensor]) -> Tensor:
         """The user's newest events s_* [B,S,...] -> [B,S,d]."""

@@ -31,9 +31,11 @@ class GroupRows:
     x: Mapping[str, Tensor]
 
 
-def length_steps(longest: int) -> list[int]:
-    """Upper ends of the length buckets: 1, 4, then the longest. Each costs one pass of small operations."""
-    return [*(step for step in (1, 4) if step < longest), max(longest, 1)]
+def length_steps(longest: int, inner: Sequence[int] = (1, 4)) -> list[int]:
+    """Upper ends of the length buckets: the inner ones, then the longest. Each costs one pass of small operations: few
+    pay in serving, more in training.
+    """
+    return [*(step for step in inner if step < longest), max(longest, 1)]
 
 
 def bucket_rows(

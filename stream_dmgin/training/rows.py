@@ -215,7 +215,7 @@ class TrainingRows:
         x["c_group"] = scatter(self["c_group"][rows], c_slot, b, c, fill=self.spec.groups)
         lengths = self["g_len"][groups]
         encoded, low = [], -1
-        for high in length_steps(int(lengths.max(initial=0))):
+        for high in length_steps(int(lengths.max(initial=0)), (1, 2, 4, 8)):
             some = np.flatnonzero((lengths > low) & (lengths <= high))
             low = high
             if len(some):
