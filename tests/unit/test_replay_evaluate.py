@@ -1,0 +1,123 @@
+"""The protocol: spans of days, folds of the refit track, what is measured, and that no test day chooses anything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from stream_dmgin.datasets import form
+from stream_dmgin.errors import InputError, UsageError
+from stream_dmgin.replay.source import DatasetSource
+from stream_dmgin.training import evaluate as protocol
+from stream_dmgin.training import recipes
+from tests.logs import T0, dataset
+
+HOUR = 3_600_000
+
+
+@pytest.fixture(scope="module")
+def data() -> form.Dataset:
+    made = dataset(600)
+    made.meta.day_ms = 20_000  # short days, so that a small log has ten
+    return made
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = recipes.of
+
+    def smaller(meta: form.Meta) -> recipes.Recipe:
+        r = of(meta)
+        spec = replace(r.spec, groups=4, events=4, short=4, item_buckets=64, category_buckets=8, advertiser_buckets=8)
+        config = replace(r.config, spec=spec, width=16, item_width=8, hidden=(16, 8))
+        return recipes.Recipe(config, replace(r.options, epochs=1, batch=128))
+
+    monkeypatch.setattr(recipes, "of", smaller)
+
+
+def plan(data: form.Dataset, refit: int = 0) -> protocol.Plan:
+    spans = (protocol.days(data.meta, d, "--days") for d in ("1-5", "6-7", "8-9"))
+    return protocol.Plan(*spans, refit, data.meta.day_ms)
+
+
+def test_days() -> None:
+    meta = form.Meta("x", 1000, day_ms=10)
+    assert protocol.days(meta, "0-2", "--d") == (1000, 1030) and protocol.days(meta, "4", "--d") == (1040, 1050)
+    for wrong in ("", "a-b", "3-1", "-1", "1-"):
+        with pytest.raises(UsageError, match="--d"):
+            protocol.days(meta, wrong, "--d")
+
+
+def test_folds_of_the_refit_track_never_reach_into_their_test_days() -> None:
+    p = protocol.Plan((0, 50), (50, 60), (60, 95), 2, 10)
+    folds = p.folds()
+    assert [f[2] for f in folds] == [(60, 80), (80, 95)]
+    for train, valid, test in folds:
+        assert train[0] == 0 and train[1] == valid[0] and valid[1] == test[0] and valid[1] - valid[0] == 10
+    assert protocol.Plan((0, 50), (50, 60), (60, 95)).folds() == [((0, 50), (50, 60), (60, 95))]
+
+
+@pytest.mark.parametrize("refit", [0, 1])
+def test_each_test_row_is_scored_once_a_seed(data: form.Dataset, small: None, tmp_path: Path, refit: int) -> None:
+    source, scored = protocol.evaluate(data, plan(data, refit), seeds=2)
+    protocol.write_scores(source, scored, tmp_path / "s.parquet")
+    t = pq.read_table(tmp_path / "s.parquet")
+    day = data.day(data.rows["ts"].to_numpy())
+    want = data.rows.filter((day >= 8) & (day <= 9))
+    assert t.num_rows == 2 * want.num_rows and set(t["seed"].to_pylist()) == {1, 2}
+    assert t["item_id"].to_pylist() == 2 * want["item_id"].to_pylist()
+    assert np.isfinite(t["ctr"].to_numpy()).all()
+    m = protocol.measure(source, scored)
+    assert (
+        set(m["calibrated"]) >= {"auc", "gauc", "logloss", "ece", "gauc_live"}
+        and m["ece_noise"]["low"] < m["ece_noise"]["high"]
+    )
+
+
+def test_labels_and_feedback_of_test_days_change_no_score_of_the_first(data: form.Dataset, small: None) -> None:
+    """Turn around every label from the first test day on: scores of the first test moment stay what they were."""
+    _, before = protocol.evaluate(data, plan(data))
+    start = plan(data).test[0]
+    late = data.rows["ts"].to_numpy() >= start
+    label = np.where(late, 1 - data.rows["label"].to_numpy(), data.rows["label"].to_numpy()).astype(np.int8)
+    rows = data.rows.set_column(data.rows.column_names.index("label"), "label", [label])
+    events = data.events.filter(data.events["ts"].to_numpy() < start)
+    _, after = protocol.evaluate(form.Dataset(events, rows, data.items, data.meta), plan(data))
+    first = data.rows["ts"].to_numpy()[before.row] <= data.rows["ts"].to_numpy()[before.row[0]]
+    assert first.any() and np.array_equal(before.calibrated[1][first], after.calibrated[1][first])
+    assert not np.array_equal(before.calibrated[1], after.calibrated[1])  # later state did see other events
+
+
+def test_the_floor_and_the_model_without_interests(data: form.Dataset, small: None) -> None:
+    source, floor = protocol.evaluate(data, plan(data), model="item-ctr")
+    assert set(floor.calibrated) == {1} and 0.3 < protocol.measure(source, floor)["raw"]["auc"] < 0.8
+    _, bare = protocol.evaluate(data, plan(data), model="no-interest")
+    _, whole = protocol.evaluate(data, plan(data))
+    assert np.isfinite(bare.calibrated[1]).all() and not np.array_equal(bare.calibrated[1], whole.calibrated[1])
+
+
+def test_wrong_days_are_refused(data: form.Dataset) -> None:
+    span = protocol.days(data.meta, "1-5", "--days")
+    with pytest.raises(InputError, match="test days"):
+        protocol.evaluate(data, protocol.Plan(span, (span[1], span[1] + 40_000), (T0 + HOUR, T0 + 2 * HOUR)))
+    with pytest.raises(UsageError, match="follow one another"):
+        protocol.evaluate(data, protocol.Plan(span, span, (span[1], span[1] + 40_000)))
+    with pytest.raises(UsageError, match="--model"):
+        protocol.evaluate(data, plan(data), model="nothing")
+
+
+def test_feedback_must_be_visible_before_a_refit(data: form.Dataset) -> None:
+    time = plan(data).test[0]
+    known = protocol._visible_before(data, DatasetSource(data).requests.id, time)
+    for i, ok in zip(DatasetSource(data).requests.id, known.tolist(), strict=True):
+        last = (
+            max(e["visible_at"] for e in data.events.to_pylist() if e["request_id"] == i)
+            if i in ("q5", "q300", "q590")
+            else None
+        )
+        if last is not None:
+            assert ok == (last < time)
