@@ -129,7 +129,7 @@ class Reader(Protocol):
         only for what can't mend itself; a broker that is away is retried inside."""
 
     def pause(self, partitions: Iterable[TP]) -> None:
-        """Deliver nothing of these until `resume`."""
+        """Deliver nothing of these until `resume`. A new assignment forgets it."""
 
     def resume(self, partitions: Iterable[TP]) -> None:
         """Deliver again, from where `pause` stopped."""

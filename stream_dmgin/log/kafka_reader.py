@@ -57,16 +57,16 @@ class KafkaReader:
         self._buffer: NDArray[np.uint64] = np.empty(1024, np.uint64)
         self._rkts: NDArray[np.uint64] = np.empty(rdkafka.TOPICS_MAX, np.uint64)
         self._out: Callable[[], None] | None = None  # releases the batch that is out
-        self._paused: set[TP] = set()
+        self._paused: set[TP] = set()  # librdkafka remembers pauses, of partitions that went away as well
         self._assigned: dict[TP, int] = {}  # and the offset where each began
 
     # -- what the protocol asks ---------------------------------------------------------------------------------------
 
     def assign(self, offsets: Mapping[TP, int]) -> None:
         """Read these partitions from these offsets, replacing what was assigned."""
-        self._paused.clear()
         self._assigned = dict(offsets)
         self._check(self._with_list(offsets, lambda parts: self._lib.assign(self._rk, parts)), "assigning partitions")
+        self._forget_pauses()
 
     def poll(self, max_records: int, timeout: float) -> Batch | None:
         """See base.Reader. Waits for the first record only, then takes what librdkafka holds already."""
@@ -229,8 +229,11 @@ class KafkaReader:
         self._check(
             self._with_list(self._assigned, lambda p: self._lib.assign(self._rk, p)), "assigning partitions again"
         )
-        if self._paused:
-            self.pause(list(self._paused))
+
+    def _forget_pauses(self) -> None:
+        again = [tp for tp in self._paused if tp in self._assigned]
+        if again:
+            self.resume(again)
 
     def _positions(self) -> dict[TP, int]:
         def ask(parts: Any) -> dict[TP, int]:
@@ -352,6 +355,7 @@ class KafkaGroupReader(KafkaReader):
             )
         else:
             self._check(self._with_list(offsets, lambda p: self._lib.assign(self._rk, p)), "taking partitions")
+        self._forget_pauses()
 
     def _take_away(self, parts: list[TP]) -> None:
         try:
@@ -362,7 +366,6 @@ class KafkaGroupReader(KafkaReader):
         finally:
             for tp in parts:
                 self._assigned.pop(tp, None)
-                self._paused.discard(tp)
             if self._incremental():
                 error = self._with_list(parts, lambda p: self._lib.incremental_unassign(self._rk, p))
                 if error:

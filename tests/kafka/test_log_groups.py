@@ -140,3 +140,45 @@ def test_a_member_that_stalls_is_fenced_and_told_that_its_partitions_are_lost(ka
         a.reader.commit(dict.fromkeys(a.mine, 0))
         a.reader.close()
         b.reader.close()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_new_assignment_forgets_pauses_and_old_positions(kafka: str, prefix: str, protocol: str) -> None:
+    with open_log("kafka://" + kafka, PROTOCOLS[protocol]) as log:
+        topic = make(log, prefix)[0]
+        everyone = {(topic, p) for p in range(PARTITIONS)}
+        store: dict[TP, int] = {}
+        written = 0
+        writer = log.writer(linger_ms=0)
+
+        def write() -> None:
+            nonlocal written
+            for p in range(PARTITIONS):
+                for _ in range(10):
+                    writer.append(topic, b"k", b"v", partition=p)
+            writer.flush()
+            written += 10 * PARTITIONS
+
+        write()
+        a = Member(log, prefix + "g", [topic], store)
+        until([a], lambda: len(a.read) == written)
+        a.reader.pause(everyone)
+        b = Member(log, prefix + "g", [topic], store)
+        until([a, b], lambda: len(a.mine) == len(b.mine) == PARTITIONS // 2)
+        write()
+        until([a, b], lambda: sum(store[tp] for tp in b.mine) == written // 2)  # a's old position is behind now
+        b.reader.pause(b.mine)
+        b.reader.close()
+        until([a], lambda: a.mine == everyone)
+        write()
+        until([a], lambda: sum(store.values()) == written)
+        a.reader.close()
+        reader = log.reader([topic])
+        reader.assign(dict.fromkeys(everyone, 0))
+        reader.pause(everyone)
+        assert reader.poll(10, 0.3) is None
+        reader.assign(dict.fromkeys(everyone, 5))
+        batch = reader.poll(1, 10.0)
+        assert batch is not None and batch.offset[0] == 5
+        reader.close()
+        writer.close()
