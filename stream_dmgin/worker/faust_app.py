@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import faust
@@ -16,7 +17,8 @@ import msgspec
 from mode import Service
 
 from stream_dmgin import topics
-from stream_dmgin.errors import StreamDmginError
+from stream_dmgin.errors import ConfigError, StreamDmginError
+from stream_dmgin.settings import Settings
 from stream_dmgin.worker.health import Health
 
 log_ = logging.getLogger(__name__)
@@ -27,12 +29,14 @@ Turns = Callable[[threading.Event], None]  # the data path: runs until the event
 STOP_S = 60.0
 
 
-def make_app(bootstrap: str, group: str, prefix: str, http: str, health: Health) -> faust.App:
-    """The application: web views at `http` (HOST:PORT or off) and the control table."""
+def make_app(settings: Settings, health: Health) -> faust.App:
+    """The application: web views at `worker.http` (HOST:PORT or off) and the control table."""
+    http, bootstrap = settings["worker.http"], settings.log.removeprefix("kafka://")
     host, _, port = ("127.0.0.1", "", "6066") if http == "off" else http.rpartition(":")
     app = faust.App(
-        f"{group}-control",
+        f"{settings['worker.group']}-control",
         broker=";".join(f"kafka://{b}" for b in bootstrap.split(",")),
+        broker_credentials=_credentials(settings.kafka),
         broker_session_timeout=6,
         broker_heartbeat_interval=1,
         web_enabled=http != "off",
@@ -43,9 +47,32 @@ def make_app(bootstrap: str, group: str, prefix: str, http: str, health: Health)
         autodiscover=False,
         store="memory://",
     )
-    _control(app, prefix, health)
+    _control(app, settings.prefix, health)
     _views(app, health)
     return app
+
+
+def _credentials(kafka: Mapping[str, str]) -> Any:
+    """librdkafka's security settings in Faust's words; None for a plain connection. Raises ConfigError."""
+    protocol = kafka.get("security.protocol", "plaintext").lower()
+    if protocol == "plaintext":
+        return None
+    context = None
+    if protocol in ("ssl", "sasl_ssl"):
+        context = ssl.create_default_context(cafile=kafka.get("ssl.ca.location"))
+        if certificate := kafka.get("ssl.certificate.location"):
+            context.load_cert_chain(certificate, kafka.get("ssl.key.location"), kafka.get("ssl.key.password"))
+    if protocol == "ssl":
+        return faust.SSLCredentials(context=context)
+    if protocol not in ("sasl_ssl", "sasl_plaintext"):
+        raise ConfigError("kafka.security.protocol", protocol, "give plaintext, ssl, sasl_plaintext or sasl_ssl")
+    mechanism = kafka.get("sasl.mechanism", kafka.get("sasl.mechanisms", "PLAIN"))
+    return faust.SASLCredentials(
+        username=kafka.get("sasl.username"),
+        password=kafka.get("sasl.password"),
+        mechanism=mechanism,
+        ssl_context=context,
+    )
 
 
 def _control(app: faust.App, prefix: str, health: Health) -> None:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from stream_dmgin.log.base import TP
 from stream_dmgin.worker.metrics import Metrics
 
 STALL_S = 60.0  # the loop must come round this often, whatever it does
@@ -20,6 +21,7 @@ class Health:
     partitions: tuple[int, ...] = ()
     restore_remaining: int = 0
     lag: dict[str, int] = field(default_factory=dict)
+    offsets: dict[TP, int] = field(default_factory=dict)  # next offsets of the owned partitions
     model: str = ""
     groups: str = ""
     assigned: bool = False

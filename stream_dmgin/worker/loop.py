@@ -102,18 +102,24 @@ class Loop:
         t0 = time.perf_counter()
         columns, malformed = parse_events(batch, self._numbers)
         t1 = time.perf_counter()
+        for t, n in enumerate(np.bincount(batch.topic, minlength=len(batch.topics)).tolist()):
+            self._health.metrics.records.labels(batch.topics[t]).inc(n)
         is_event = batch.topic < N_EVENT_TOPICS
         n_events = int(is_event.sum())
         if n_events:
             rows = np.flatnonzero(is_event).astype(np.int32)  # malformed ones too: the fold moves over their offsets
             of = batch.partition[rows]
+            full = False
             for p in np.unique(of):
                 owned = self._partitions.owned.get(int(p))
                 if owned is not None:
                     counted = owned.engine.fold(columns, rows[of == p])
                     owned.dirty = True
                     self._health.metrics.events.inc(counted)
+                    full = full or owned.engine.pressure > 1
             self.totals.events += n_events
+            if full:  # users with uncommitted events can't leave the cache
+                self._last_commit = 0.0
             for i, error in malformed:
                 if int(batch.partition[i]) in self._partitions.owned:
                     self._divert(batch.record(i), error)
@@ -294,3 +300,8 @@ class Loop:
         h, m = self._health, self._health.metrics
         h.restore_remaining = sum(o.remaining() for o in self._partitions.owned.values())
         m.restoring.set(h.restore_remaining)
+        owned = tuple(self._partitions.owned.values())
+        h.offsets = {tp: offset for o in owned for tp, offset in self.offsets_of(o).items()}
+        stats = [o.engine.stats() for o in owned]
+        m.users_cached.set(sum(s["users_cached"] for s in stats))
+        m.cache_bytes.set(sum(s["cache_bytes"] for s in stats))

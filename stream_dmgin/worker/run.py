@@ -17,6 +17,7 @@ from stream_dmgin.log.base import GroupReader, Log, open_log
 from stream_dmgin.settings import Settings
 from stream_dmgin.worker.answers import Answers
 from stream_dmgin.worker.health import Health
+from stream_dmgin.worker.lag import LagWatcher
 from stream_dmgin.worker.loop import Loop
 from stream_dmgin.worker.ordered import OrderedReader
 from stream_dmgin.worker.partitions import Partitions, read_groups
@@ -106,7 +107,11 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         )  # fmt: skip
         part.append(loop)
         shared.catch_up()
-        yield Worker(log, loop, partitions, shared, health, reader if isinstance(reader, OrderedReader) else None)
+        try:
+            yield Worker(log, loop, partitions, shared, health, reader if isinstance(reader, OrderedReader) else None)
+        except BaseException:
+            partitions.close()  # whatever failed, nothing more is written: the log is folded again from the last commit
+            raise
         loop.commit()
         loop.settle()
 
@@ -137,24 +142,24 @@ def run(settings: Settings, *, score: bool, until_end: bool, ordered: bool = Fal
     """Run a worker until SIGTERM, SIGINT or the end of the log; what it did, as the contract's JSON. Blocks."""
     t0 = time.monotonic()
     http = settings["worker.http"]
-    with worker(settings, score=score, ordered=ordered) as w:
+    with ExitStack() as stack:
+        w = stack.enter_context(worker(settings, score=score, ordered=ordered))
+        if not until_end and http != "off":
+            stack.enter_context(LagWatcher(settings, w.health))
         if until_end:
             with _signals() as stop:
                 w.until_end(stop)
         elif settings.log.startswith("kafka://"):
             from stream_dmgin.worker import faust_app
 
-            app = faust_app.make_app(
-                settings.log.removeprefix("kafka://"), settings["worker.group"], settings.prefix, http, w.health
-            )
+            app = faust_app.make_app(settings, w.health)
             faust_app.run(app, w.turns, settings["log_level"])
         else:
-            with ExitStack() as stack:
-                if http != "off":
-                    from stream_dmgin.worker.http import HealthServer
+            if http != "off":
+                from stream_dmgin.worker.http import HealthServer
 
-                    stack.enter_context(HealthServer(http, w.health))
-                w.turns(stack.enter_context(_signals()))
+                stack.enter_context(HealthServer(http, w.health))
+            w.turns(stack.enter_context(_signals()))
         w.health.stopping = True
         totals = w.loop.totals
     return {**asdict(totals), "seconds": round(time.monotonic() - t0, 3)}
