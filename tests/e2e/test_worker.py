@@ -117,6 +117,9 @@ def check_state(args, events, groups):
     for user in want.users:
         got = js("state", "show", user, *args)
         assert set(got.pop("offsets")) and 0 <= got.pop("partition") < PARTITIONS
+        assert got.pop("n_groups") == len(got["groups"])
+        for g in got["groups"]:  # what the tool shows beyond the contract
+            g["recent"] = [{k: r[k] for k in ("item_id", "type", "ts")} for r in g["recent"]]
         assert got == want.show(user)
 
 
@@ -168,9 +171,7 @@ def test_until_end_folds_answers_and_diverts(log_args):
         assert set(s["provenance"]["offsets"]) == {prefix + t for t in topics.EVENTS}
         assert s["provenance"]["counters"] == {prefix + "counters": s["provenance"]["counters"][prefix + "counters"]}
     dead = values(url, prefix, "dead-letters")
-    assert (
-        sorted(r.value or b"" for r in dead)[: len(BAD)] == sorted([b"", *[v for v in BAD if v], b"\xc1"])[: len(BAD)]
-    )
+    assert sorted(r.value or b"" for r in dead) == sorted([*BAD, too_many[2], b"\xc1"])
     assert all("__streams.errors.offset" in dict(r.headers) for r in dead)
     assert js("state", "verify", *args)["differing"] == 0
     # Nothing is left: a second run answers and folds nothing
