@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -46,27 +45,26 @@ def _next(o: Outcome) -> RenderableType:
     s = o.place.settings
     flags = f" --data-dir {shlex.quote(str(s.data_dir))}"
     prefix = f" --prefix {shlex.quote(s.prefix)}" if s.prefix != "dmgin." else ""
-    log = "" if s.log == f"file:{s.data_dir / 'log'}" else f" --log {shlex.quote(s.log)}"
-    g = Table.grid(padding=(0, 2))
-    g.add_column(no_wrap=True)
-    g.add_column(style="dim")
-    g.add_row(
-        f"stream-dmgin state show u1{flags}{prefix}{log if not o.place.broker else ''}",
-        "one user's lifelong state, by group",
-    )
-    g.add_row(f"stream-dmgin state stats{flags}{prefix}{log if not o.place.broker else ''}", "all of the store")
+    own = s.log == f"file:{s.data_dir / 'log'}" or o.place.broker is not None  # no need to name the log, or it is gone
+    log = "" if own else f" --log {shlex.quote(s.log)}"
+    where = f"{flags}{prefix}{log}"
+    rows = [
+        ("one user's lifelong state, by group", f"stream-dmgin state show u1{where}"),
+        ("all of the store", f"stream-dmgin state stats{where}"),
+    ]
     if o.place.broker:
-        g.add_row(
-            "stream-dmgin demo --log file:.stream-dmgin/demo/log", "the same on a log that needs no server and stays"
-        )
+        rows.append(("the same on a log that needs no server and stays", "stream-dmgin demo --log file:demo-log"))
     else:
-        g.add_row(f"stream-dmgin state verify{flags}{prefix}{log}", "recompute it from the log and compare")
-        g.add_row(f"stream-dmgin replay --verify 100{flags}{prefix}{log}", "reproduce scores from the log")
-        g.add_row(
-            f"stream-dmgin score --user u1 --items s1,s2,s3{flags}{prefix}{log}", "one request by hand, explained"
-        )
-    g.add_row(f"ls {shlex.quote(str(s.data_dir))}", "the logs of worker and simulator, the truth, the group map")
-    return Padding(g, (0, 0, 0, 2))
+        rows += [
+            ("recompute the state from the log and compare", f"stream-dmgin state verify{where}"),
+            ("reproduce scores from the log", f"stream-dmgin replay --verify 100{where}"),
+            ("one request by hand, explained", f"stream-dmgin score --user u1 --items s1,s2,s3{where}"),
+        ]
+    rows.append(("logs of worker and simulator, the truth, the group map", f"ls {shlex.quote(str(s.data_dir))}"))
+    out = Text()
+    for meaning, line in rows:
+        out.append(f"  # {meaning}\n", "dim").append(f"  {line}\n")
+    return out
 
 
 def _ms(x: float | None) -> str:

@@ -40,7 +40,8 @@ QUALITY_S = 1.0
 
 @dataclass(frozen=True)
 class Options:
-    """What the demo simulates. A live second is `speed` seconds of the city, so that lunch and dinner come by."""
+    """What the demo simulates. A day of the city takes 86,400 / `speed` seconds: ten, so that meals, nights and weekends come by
+    and nobody is shown more ads an hour than people can be shown."""
 
     seconds: float = 40
     events_per_s: float = 2000
@@ -50,7 +51,7 @@ class Options:
     days: int = 180
     seed: int = 11
     city: int = 1
-    speed: float = 1200
+    speed: float = 8640
 
 
 @dataclass

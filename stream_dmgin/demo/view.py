@@ -95,9 +95,9 @@ class Screen:
         for name in ("events", "requests", "scores"):
             r = self.rates[name]
             g.add_row(f"{name}/s", f"{r.value:,.0f}", sparkline(list(r.points)))
-        g.add_row("history", f"{self.history:,}", Text("events of the past", "dim"))
+        g.add_row("history", f"{self.history:,}", Text("before the demo", "dim"))
         waiting = self.tally.unanswered()
-        g.add_row("lag", f"{self.lag:,}", Text(f"unread; {waiting} requests open", "dim"))
+        g.add_row("lag", f"{self.lag:,}", Text(f"{waiting} requests open", "dim"))
         g.add_row("dead letters", Text(f"{self.dead:,}", "red" if self.dead else "default"), "")
         return Panel(g, title="click to score", title_align="left", border_style="dim", height=8)
 
@@ -105,14 +105,14 @@ class Screen:
         now = time.monotonic()
         ms = np.array([m for when, m in list(self.tally.recent) if now - when < 10])
         g = Table.grid(padding=(0, 1))
-        g.add_column(style="dim")
-        g.add_column(justify="right")
+        g.add_column(style="dim", no_wrap=True)
+        g.add_column(justify="right", no_wrap=True, min_width=8)
         g.add_column(style="green", no_wrap=True)
         if not len(ms):
             return Panel(Text("no score yet", "dim"), title="latency", title_align="left", border_style="dim", height=8)
         for name, q in (("p50", 50), ("p90", 90), ("p99", 99)):
             v = float(np.percentile(ms, q))
-            g.add_row(name, f"{v:,.1f} ms", bar(v / 100, 24))
+            g.add_row(name, f"{v:,.1f} ms", bar(v / 100, 17))
         edges = np.array([0, 2, 4, 6, 8, 10, 15, 20, 25, 30, 40, 50, 75, 100, 150, 250, 1e12])
         g.add_row("spread", "", sparkline([float(x) for x in np.histogram(ms, edges)[0]]))
         g.add_row("", "", Text("0 ms    10    30    100+", "dim"))
