@@ -77,6 +77,7 @@ def main() -> None:
     p.add_argument("--batch", type=int, default=20_000)
     p.add_argument("--commit", type=int, default=500_000, help="events between commits")
     p.add_argument("--cache-mb", type=int, default=256, help="of each of the 8 partitions")
+    p.add_argument("--repeat", type=int, default=1)
     p.add_argument("--memory", action="store_true", help="no store")
     a = p.parse_args()
     data = batches(a)

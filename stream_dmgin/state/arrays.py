@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,10 @@ from numpy.typing import NDArray
 from stream_dmgin.features.spec import N_CLS
 from stream_dmgin.state.layout import GROUP_RING, HOT, USER_RING
 
-I64, U64, I32, U8 = NDArray[np.int64], NDArray[np.uint64], NDArray[np.int32], NDArray[np.uint8]
+I64: TypeAlias = NDArray[np.int64]
+U64: TypeAlias = NDArray[np.uint64]
+I32: TypeAlias = NDArray[np.int32]
+U8: TypeAlias = NDArray[np.uint8]
 
 
 @dataclass

@@ -12,6 +12,7 @@ import numpy as np
 from stream_dmgin.state.fold import count_at
 from stream_dmgin.state.jit import kernel, st8
 from stream_dmgin.state.layout import (
+    A_,
     ALL_PAGES,
     B_HASDWELL,
     B_HASVALUE,
@@ -57,7 +58,6 @@ from stream_dmgin.state.layout import (
     U_BASEBYTES,
     U_DELTA,
     U_DELTABYTES,
-    U_DELTAN,
     U_DELTAROWS,
     U_DELTAWORDS,
     U_EPOCH,
@@ -80,7 +80,6 @@ from stream_dmgin.state.layout import (
     U_TABLE,
     U_TABLECAP,
     UW,
-    A_,
 )
 from stream_dmgin.state.mem import GOLDEN, base_of, copy_bytes, mem_at
 
@@ -112,7 +111,7 @@ def group_words(S: Any, g: Any) -> Any:
 
 
 @kernel
-def put_group(S: Any, g: Any, O: Any, o: Any) -> Any:  # noqa: E741, N803
+def put_group(S: Any, g: Any, O: Any, o: Any) -> Any:
     """Write a group to O at o; position after it."""
     b = g * GW
     A, meta = S.A, S.G[b + G_META]
@@ -149,7 +148,7 @@ def put_group(S: Any, g: Any, O: Any, o: Any) -> Any:  # noqa: E741, N803
 
 
 @kernel
-def put_ring(S: Any, at: Any, ring: Any, O: Any, o: Any) -> Any:  # noqa: E741, N803
+def put_ring(S: Any, at: Any, ring: Any, O: Any, o: Any) -> Any:
     """Write the three planes of a user's ring, oldest first; position after it."""
     n, cap, start = ring & 0xFF, (ring >> 8) & 0xFF, (ring >> 16) & 0xFF
     for p in range(3):
@@ -159,7 +158,7 @@ def put_ring(S: Any, at: Any, ring: Any, O: Any, o: Any) -> Any:  # noqa: E741, 
 
 
 @kernel
-def put_key(S: Any, u: Any, letter: Any, tail: Any, number: Any, K: Any, k: Any) -> Any:  # noqa: N803
+def put_key(S: Any, u: Any, letter: Any, tail: Any, number: Any, K: Any, k: Any) -> Any:
     """Write a row's key to the byte array K at k: letter, user id, then 0 and `number` in `tail` bytes; its length."""
     K[k] = letter
     b = u * UW
@@ -175,7 +174,7 @@ def put_key(S: Any, u: Any, letter: Any, tail: Any, number: Any, K: Any, k: Any)
 
 
 @kernel
-def encode_dirty(addresses: Any, start: Any, O: Any, K: Any, ops: Any) -> Any:  # noqa: E741, N803
+def encode_dirty(addresses: Any, start: Any, O: Any, K: Any, ops: Any) -> Any:
     """Rows of the dirty users from number `start` on: (code, words written, key bytes, operations). On NEED_OUT the buffers
     are full (or, when nothing was written, too small for M_NEED words); M_POS is where to go on."""
     S = mem_at(addresses)
@@ -215,14 +214,14 @@ def encode_dirty(addresses: Any, start: Any, O: Any, K: Any, ops: Any) -> Any:  
             if code != DONE:
                 return code, o, k, nop
         S.U[b + U_FLAGS] = (S.U[b + U_FLAGS] & ~DIRTY) | ON_DISK
-        S.U[b + U_DELTA] = S.U[b + U_DELTAN] = S.U[b + U_DELTAWORDS] = 0
+        S.U[b + U_DELTA] = S.U[b + U_DELTAWORDS] = 0
     S.M[M_NDIRTY] = 0
     S.M[M_DTOP] = 0
     return DONE, o, k, nop
 
 
 @kernel
-def encode_base(S: Any, u: Any, O: Any, o: Any, K: Any, k: Any, ops: Any, nop: Any) -> Any:  # noqa: E741, N803
+def encode_base(S: Any, u: Any, O: Any, o: Any, K: Any, k: Any, ops: Any, nop: Any) -> Any:
     """Base row of one user, the spill pages that changed, and the deletion of delta rows."""
     b, A = u * UW, S.A
     hot, order = S.U[b + U_NHOT], S.U[b + U_ORDER]
@@ -274,7 +273,7 @@ def encode_base(S: Any, u: Any, O: Any, o: Any, K: Any, k: Any, ops: Any, nop: A
     key_bytes = S.U[b + U_IDLEN] + 8
     n_ops = 1 + rows + (pages if write_pages else 0)
     if o + words + page_words > len(O) or k + n_ops * key_bytes > len(K) or (nop + n_ops) * OP_WORDS > len(ops):
-        S.M[M_NEED] = max(words + page_words, max(n_ops * key_bytes, n_ops * OP_WORDS))
+        S.M[M_NEED] = max(words + page_words, n_ops * key_bytes, n_ops * OP_WORDS)
         return NEED_OUT, o, k, nop
     p = nop * OP_WORDS
     ops[p], ops[p + 1], ops[p + 2] = B, k, put_key(S, u, B, 0, 0, K, k)

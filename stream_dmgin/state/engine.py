@@ -27,8 +27,8 @@ from stream_dmgin.state import entry, fold, layout, readout, resolve, show
 from stream_dmgin.state import layout as at_
 from stream_dmgin.state.arrays import UserArrays
 from stream_dmgin.state.encode import OP_WORDS, encode_dirty
-from stream_dmgin.state.hash import ADDRESS_OF_BYTES
-from stream_dmgin.state.increments import RawIncrements, columns_of
+from stream_dmgin.state.hash import ADDRESS_OF_BYTES, hash64
+from stream_dmgin.state.increments import RawIncrements, increments_of
 from stream_dmgin.state.memory import Memory
 from stream_dmgin.state.parse import EventColumns
 from stream_dmgin.state.store import open_store, write_options
@@ -146,7 +146,7 @@ class StateEngine:
             )  # fmt: skip
             counted += n
             if code == at_.DONE:
-                return counted
+                return int(counted)
             start = int(M[at_.M_POS])
             if code == at_.NEED_SPILL:
                 self._load_spill(int(M[at_.M_NEED]))
@@ -156,13 +156,10 @@ class StateEngine:
     def take_increments(self) -> RawIncrements:
         """The increments of the shared counters folded since the last call, each (item, bucket, metric) once."""
         S = self._mem.S
-        item, bucket, metric, count = columns_of(S.C)
+        out = increments_of(S, lambda i: self._mem.item_id(i).decode())
         S.C[:] = 0
         S.M[at_.M_INCS] = 0
-        unique, index = np.unique(item, return_inverse=True)
-        hashes = S.I.reshape(-1, at_.IW)[unique, at_.I_HASH].view(np.uint64)
-        ids = [self._mem.item_id(int(i)) for i in unique]
-        return RawIncrements(ids, hashes, index.astype(np.int32), bucket, metric, count)
+        return out
 
     def commit(self, puts: Iterable[tuple[bytes, bytes]] = (), deletes: Iterable[bytes] = ()) -> CommitStats:
         """Write what changed, the next offsets and the caller's side rows in one atomic batch; then bring the cache under its
@@ -211,7 +208,7 @@ class StateEngine:
         m = readout.read_users(self._mem.addresses, ids, lengths, out.addresses, at, rows, missing)
         if m:
             rows = missing[:m].copy()
-            self._load_known([user_ids[i] for i in rows])
+            self._load_known([user_ids[i] for i in rows.tolist()])
             m = readout.read_users(self._mem.addresses, ids, lengths, out.addresses, at, rows, missing)
             if m:
                 readout.read_unknown(self._mem.addresses, out.addresses, missing[:m] + at)
@@ -535,7 +532,7 @@ class StateEngine:
             mem.add_items_row(row)
         for _, name in self._rows(at_.ROW_TYPE):
             resolve.add_type(
-                mem.addresses, int(np.uint64(_hash(name)).view(np.int64)), id(name) + ADDRESS_OF_BYTES, len(name)
+                mem.addresses, int(np.uint64(hash64(name)).view(np.int64)), id(name) + ADDRESS_OF_BYTES, len(name)
             )
         self._items_written, self._types_written = int(mem.S.M[at_.M_ITEMS]), int(mem.S.M[at_.M_TYPES])
         self._set_types()
@@ -554,12 +551,6 @@ class StateEngine:
         gone = int(entry.evict(self._mem.addresses, order, self.cache_bytes * 4 // 5))
         self._evicted += gone
         return gone
-
-
-def _hash(name: bytes) -> int:
-    from stream_dmgin.state.hash import hash64
-
-    return hash64(name)
 
 
 def _base_key(user_id: bytes) -> bytes:

@@ -24,7 +24,6 @@ from stream_dmgin.state.layout import (
     M_NDIRTY,
     M_USERS_CACHED,
     U_DELTA,
-    U_DELTAN,
     U_DELTAWORDS,
     U_FLAGS,
     UW,
@@ -54,7 +53,7 @@ def add_user(addresses: Any, id_address: Any, n: Any) -> Any:
 
 @kernel
 def load_users(
-    addresses: Any, slots: Any, R: Any, at: Any, words: Any, spill: Any, spill_words: Any, delta: Any, delta_words: Any,  # noqa: N803
+    addresses: Any, slots: Any, R: Any, at: Any, words: Any, spill: Any, spill_words: Any, delta: Any, delta_words: Any,
     delta_rows: Any, start: Any,
 ) -> Any:  # fmt: skip
     """Load slots[start:] from rows in R; (code, number where it stopped)."""
@@ -70,7 +69,7 @@ def load_users(
 
 
 @kernel
-def load_pages(addresses: Any, u: Any, R: Any, words: Any) -> Any:  # noqa: N803
+def load_pages(addresses: Any, u: Any, R: Any, words: Any) -> Any:
     """Add the groups of a user's spill pages, all in R."""
     return load_spill(mem_at(addresses), u, R, 0, words)
 
@@ -122,7 +121,7 @@ def forget_deltas(addresses: Any) -> None:
     for i in range(S.M[M_NDIRTY]):
         b = S.L[i] * UW
         S.U[b + U_FLAGS] &= ~DIRTY
-        S.U[b + U_DELTA] = S.U[b + U_DELTAN] = S.U[b + U_DELTAWORDS] = 0
+        S.U[b + U_DELTA] = S.U[b + U_DELTAWORDS] = 0
     S.M[M_NDIRTY] = 0
     S.M[M_DTOP] = 0
 

@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from stream_dmgin.state.jit import kernel
+from stream_dmgin.state.jit import kernel, prefetch
 from stream_dmgin.state.layout import (
+    A_,
     BUCKET_MS,
+    C_,
     CHANGED_BIT,
     CW,
+    D_,
     D_DWELL,
     D_EID,
     D_ITEM,
@@ -29,6 +32,7 @@ from stream_dmgin.state.layout import (
     F_DWELL,
     F_IMPRESSION,
     F_VALUE,
+    G_,
     G_COUNT0,
     G_DIGEST,
     G_DWELL,
@@ -69,9 +73,9 @@ from stream_dmgin.state.layout import (
     T_HASH,
     T_METRICS,
     TW,
+    U_,
     U_CLOCK,
     U_DELTA,
-    U_DELTAN,
     U_DELTAWORDS,
     U_EVENTS,
     U_FLAGS,
@@ -91,17 +95,17 @@ from stream_dmgin.state.layout import (
     U_TABLECAP,
     USER_RING,
     UW,
-    C_,
-    D_,
 )
 from stream_dmgin.state.mem import (
     alloc,
     arena_room,
+    base_of,
     free,
     group_room,
     group_row,
     mem_at,
     size_of,
+    slot_of,
     table_find,
     table_put,
     zero,
@@ -439,6 +443,59 @@ def grow_increments(old: Any, new: Any) -> None:
 
 
 @kernel
+def ahead_table(S: Any, u: Any, item: Any) -> None:
+    """Fetch the slot of the user's table where the group of an event to come is looked for. (Rows that will be skipped have
+    some old slot and item here, which does no harm.)"""
+    cap = S.U[u * UW + U_TABLECAP]
+    if cap:
+        key = group_key(S, item)
+        prefetch(base_of(S, A_) + 8 * (S.U[u * UW + U_TABLE] + 2 * slot_of(key, cap - 1)))
+
+
+@kernel
+def ahead_group(S: Any, u: Any, item: Any, topic: Any) -> None:
+    """Fetch the group row and the user's ring of an event to come."""
+    b = u * UW
+    if S.U[b + U_TABLECAP]:
+        g = table_find(S, S.U[b + U_TABLE], S.U[b + U_TABLECAP], group_key(S, item))
+        if g >= 0:
+            at = base_of(S, G_) + 8 * GW * g
+            prefetch(at)
+            prefetch(at + 64)
+    if topic == 0:
+        ahead_planes(S, S.U[b + U_IMP], S.U[b + U_IMPRING], True)
+    else:
+        ahead_planes(S, S.U[b + U_SHORT], S.U[b + U_SHORTRING], False)
+    prefetch(base_of(S, A_) + 8 * (S.U[b + U_ORDER] + S.U[b + U_NHOT] - 1))
+
+
+@kernel
+def ahead_ring(S: Any, u: Any, item: Any, topic: Any) -> None:
+    """Fetch the group's ring of an event to come."""
+    if topic and S.U[u * UW + U_TABLECAP]:
+        g = table_find(S, S.U[u * UW + U_TABLE], S.U[u * UW + U_TABLECAP], group_key(S, item))
+        if g >= 0:
+            ahead_planes(S, S.G[g * GW + G_RING], S.G[g * GW + G_META] & RING_MASK, True)
+
+
+@kernel
+def ahead_planes(S: Any, at: Any, ring: Any, all_ids: Any) -> None:
+    """Fetch the newest entry of each plane of a ring, and the event ids that will be searched."""
+    n, cap, start = ring & 0xFF, (ring >> 8) & 0xFF, (ring >> 16) & 0xFF
+    if cap == 0:
+        return
+    p = base_of(S, A_) + 8 * at
+    k = 8 * ((start + n - 1) & (cap - 1))
+    prefetch(p + 8 * cap + k)
+    prefetch(p + 16 * cap + k)
+    if all_ids:
+        for line in range((n + 7) // 8):
+            prefetch(p + 64 * line)
+    else:
+        prefetch(p + k)
+
+
+@kernel
 def fold_rows(
     addresses: Any, rows: Any, status: Any, topic: Any, offset: Any, ts: Any, eid: Any, dwell: Any, value: Any, slots: Any, items: Any,
     types: Any, start: Any,
@@ -450,7 +507,18 @@ def fold_rows(
     S = mem_at(addresses)
     counted = 0
     clock = S.M[M_CLOCK]
-    for j in range(start, len(rows)):
+    n = len(rows)
+    for j in range(start, n):
+        if j + 24 < n:
+            at = base_of(S, U_) + 8 * UW * slots[j + 24]
+            prefetch(at)
+            prefetch(at + 64)
+        if j + 16 < n:
+            ahead_table(S, slots[j + 16], items[j + 16])
+        if j + 10 < n:
+            ahead_group(S, slots[j + 10], items[j + 10], topic[rows[j + 10]])
+        if j + 4 < n:
+            ahead_ring(S, slots[j + 4], items[j + 4], topic[rows[j + 4]])
         r = rows[j]
         t = np.int64(topic[r])
         o = offset[r]
@@ -494,7 +562,6 @@ def fold_rows(
         S.D[at + D_DWELL], S.D[at + D_VALUE], S.D[at + D_PREV] = d, v, S.U[b + U_DELTA]
         S.M[M_DTOP] += 1
         S.U[b + U_DELTA] = S.M[M_DTOP]
-        S.U[b + U_DELTAN] += 1
         S.U[b + U_DELTAWORDS] += 4 if flags & F_VALUE else 3
         if o >= S.P[3 + t]:
             count_increment(S, item, kind, t == 0, ts[r], d)

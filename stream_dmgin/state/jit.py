@@ -37,7 +37,7 @@ _STAMP = _stamp()
 def kernel(f: Callable[..., Any]) -> Kernel:
     """Compile `f` on first use, or take it from the cache on disk."""
     compiled = numba.njit(cache=True, nogil=True, error_model="numpy")(f)
-    cache = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    cache: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if hasattr(cache, "_source_stamp"):
         cache._source_stamp = _STAMP
     return compiled  # type: ignore[no-any-return]

@@ -31,7 +31,7 @@ class Mem(NamedTuple):
     G: I64  # group rows, GW words each
     H: I64  # hash table of users: (hash, slot + 1)
     IH: I64  # hash table of items: (hash, index + 1)
-    I: I64  # item rows, IW words each: hash, group or -1, address in IB, length  # noqa: E741
+    I: I64  # item rows, IW words each: hash, group or -1, address in IB, length
     IB: NDArray[np.uint8]  # bytes of item ids
     T: I64  # types: hash, length, class, flags | 8 words of name; TW words each
     D: I64  # events counted since the last commit, DW words each, chained by user
@@ -49,7 +49,7 @@ class Pointers(NamedTuple):
     G: Any
     H: Any
     IH: Any
-    I: Any  # noqa: E741
+    I: Any
     IB: Any
     T: Any
     D: Any
@@ -70,10 +70,10 @@ A_, U_, G_, H_, IH_, I_, IB_, T_, D_, L_, C_ = range(1, 12)  # numbers of the ar
 
 # a user row
 UW = 32
-(U_HASH, U_FLAGS, U_TABLE, U_TABLECAP, U_ORDER, U_ORDERCAP, U_NHOT, U_DELTA,
+(U_FLAGS, U_TABLE, U_TABLECAP, U_ORDER, U_NHOT, U_DELTA, U_CLOCK, U_DELTAWORDS,
  U_EVENTS, U_IMPRESSIONS, U_LASTEVENT, U_LASTIMP, U_SHORT, U_SHORTRING, U_IMP, U_IMPRING,
- U_CLOCK, U_NMEM, U_NTOTAL, U_DELTAN, U_ID, U_IDLEN, U_BASEBYTES, U_DELTABYTES, U_DELTAROWS,
- U_PAGES, U_EPOCH, U_SPILLEDSINGLES, U_DELTAWORDS) = range(29)  # fmt: skip
+ U_HASH, U_ID, U_IDLEN, U_NMEM, U_NTOTAL, U_ORDERCAP, U_BASEBYTES, U_DELTABYTES,
+ U_DELTAROWS, U_PAGES, U_EPOCH, U_SPILLEDSINGLES) = range(28)  # fmt: skip
 # flags of a user
 LIVE, LOADED, DIRTY, SPILL_LOADED, ALL_PAGES, ON_DISK, MERGED = 1, 2, 4, 8, 16, 32, 64
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from stream_dmgin.state.fold import (
-    GROUP_RING,
     SPILLED,
     add_count,
     add_value,
@@ -27,7 +26,6 @@ from stream_dmgin.state.layout import (
     B_SINGLE,
     B_TYPES,
     CHANGED_BIT,
-    DIRTY,
     DONE,
     F_VALUE,
     G_DIGEST,
@@ -41,7 +39,9 @@ from stream_dmgin.state.layout import (
     G_RING,
     G_VALUE,
     G_VALUEHI,
+    GROUP_RING,
     GW,
+    H_,
     HEAD_WORDS,
     HOT_BIT,
     I_GROUP,
@@ -88,7 +88,6 @@ from stream_dmgin.state.layout import (
     U_TABLE,
     U_TABLECAP,
     UW,
-    H_,
 )
 from stream_dmgin.state.mem import (
     alloc,
@@ -116,7 +115,7 @@ def cap_for(n: Any, least: Any) -> Any:
 
 
 @kernel
-def get_ring(S: Any, R: Any, at: Any, n: Any) -> Any:  # noqa: N803
+def get_ring(S: Any, R: Any, at: Any, n: Any) -> Any:
     """A user's ring from words R[at:]: (block, ring word)."""
     if n == 0:
         return np.int64(0), np.int64(0)
@@ -129,7 +128,7 @@ def get_ring(S: Any, R: Any, at: Any, n: Any) -> Any:  # noqa: N803
 
 
 @kernel
-def get_group(S: Any, u: Any, R: Any, at: Any, replace: Any) -> Any:  # noqa: N803
+def get_group(S: Any, u: Any, R: Any, at: Any, replace: Any) -> Any:
     """Read a group at R[at:] into memory; (group index or -1, position after it). One that is in memory already is skipped."""
     w = R[at]
     n, types = (w >> B_RING) & 0xFF, (w >> B_TYPES) & 0x1FF
@@ -176,7 +175,7 @@ def get_group(S: Any, u: Any, R: Any, at: Any, replace: Any) -> Any:  # noqa: N8
 
 @kernel
 def load_user(S: Any, u: Any, R: Any, at: Any, words: Any, spill: Any, spill_words: Any, delta: Any, delta_words: Any,
-              delta_rows: Any) -> Any:  # fmt: skip  # noqa: N803
+              delta_rows: Any) -> Any:  # fmt: skip
     """Fill user u (a fresh slot) from rows in R: the base, the spill pages (spill_words < 0: not read), the deltas joined.
 
     Returns DONE, NEED_SPILL (read the pages and call again), NEED_A or NEED_G; anything but DONE leaves the slot empty.
@@ -239,7 +238,7 @@ def load_user(S: Any, u: Any, R: Any, at: Any, words: Any, spill: Any, spill_wor
 
 
 @kernel
-def load_spill(S: Any, u: Any, R: Any, at: Any, words: Any) -> Any:  # noqa: N803
+def load_spill(S: Any, u: Any, R: Any, at: Any, words: Any) -> Any:
     """Add the groups of a loaded user's spill pages."""
     b = u * UW
     n = S.U[b + U_NTOTAL]
@@ -286,7 +285,7 @@ def drop_user(S: Any, u: Any) -> None:
     hash_remove(S.H, size_of(S, H_) // 2 - 1, S.U[b + U_HASH], u)
     free(S, S.U[b + U_ID], (S.U[b + U_IDLEN] + 7) // 8)
     S.U[b + U_FLAGS] = 0
-    S.U[b] = S.M[M_UFREE]
+    S.U[b + U_HASH] = S.M[M_UFREE]
     S.M[M_UFREE] = u + 1
     S.M[M_USERS_CACHED] -= 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from stream_dmgin.state.hash import ADDRESS_OF_BYTES, hash64
 from stream_dmgin.state.layout import Mem
 from stream_dmgin.state.mem import rehash
 
-STEP = 8 << 20  # words: an arena grows by a quarter, but at most by so many
+SMALL = 2 << 20  # arrays double up to so many words, then grow by a quarter
+STEP = 8 << 20  # but by no more than this
 OTHER_NAME = b"other"
 
 
@@ -57,23 +59,23 @@ class Memory:
         """Make room where a kernel said there is none. Arrays move: addresses change."""
         S, need = self.S, int(self.S.M[at_.M_NEED])
         if code == at_.NEED_A:
-            _extend(S.A, max(int(S.M[at_.M_ATOP]) + need - len(S.A), min(len(S.A) // 4, STEP)) + 4096)
+            _extend(S.A, max(int(S.M[at_.M_ATOP]) + need - len(S.A), _more(S.A)) + 4096)
         elif code == at_.NEED_U:
             if 4 * (int(S.M[at_.M_USERS_CACHED]) + 1) > len(S.H):
                 self._rehash("H")
-            users = len(S.L) + max(256, len(S.L) // 4)
+            users = len(S.L) + _more(S.U) // at_.UW
             _extend(S.U, users * at_.UW - len(S.U))
             _extend(S.L, users - len(S.L))
         elif code == at_.NEED_G:
-            _extend(S.G, max(need + 1, len(S.G) // at_.GW // 4) * at_.GW)
+            _extend(S.G, max(need + 1, _more(S.G) // at_.GW) * at_.GW)
         elif code == at_.NEED_I:
-            _extend(S.I, (len(S.I) // at_.IW // 2) * at_.IW)
+            _extend(S.I, _more(S.I) // at_.IW * at_.IW)
             if 4 * (int(S.M[at_.M_ITEMS]) + 1) > len(S.IH):
                 self._rehash("IH")
         elif code == at_.NEED_IB:
-            _extend(S.IB, max(need, len(S.IB) // 2))
+            _extend(S.IB, max(need, _more(S.IB)))
         elif code == at_.NEED_D:
-            _extend(S.D, (len(S.D) // at_.DW // 2) * at_.DW)
+            _extend(S.D, _more(S.D) // at_.DW * at_.DW)
         elif code == at_.NEED_C:
             new = np.zeros(2 * len(S.C), np.int64)
             grow_increments(S.C, new)
@@ -87,7 +89,7 @@ class Memory:
         old: NDArray[np.int64] = getattr(self.S, name)
         new = np.zeros(2 * len(old), np.int64)
         rehash(old, new)
-        self.S = self.S._replace(**{name: new})
+        self.S = self.S._replace(H=new) if name == "H" else self.S._replace(IH=new)
 
     def user_id(self, u: int) -> bytes:
         """Id of the user in a slot."""
@@ -127,7 +129,12 @@ class Memory:
             self.grow(code)
 
 
-def _extend(a: NDArray[np.generic], by: int) -> None:
+def _more(a: NDArray[Any]) -> int:
+    """By how much an array that is full grows."""
+    return len(a) if len(a) < SMALL else min(len(a) // 4, STEP)
+
+
+def _extend(a: NDArray[Any], by: int) -> None:
     """Lengthen an array in place (realloc: for large ones the kernel moves pages, not bytes)."""
     if by > 0:
         a.resize(len(a) + by, refcheck=False)

@@ -8,7 +8,7 @@ Nothing here blocks; the columns are allocated anew for each batch; addresses po
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -219,7 +219,7 @@ def _parse(
                 elif f == F_EVENT:
                     ea, el = a, m
                 elif f == F_TYPE:
-                    ta, tl = a, max(m, 0)
+                    ta, tl = a, m if m > 0 else np.int64(0)
             elif f == F_ATTRS:
                 if ld8(p) == 0xC0:
                     p += 1
@@ -252,7 +252,7 @@ def _parse(
                         good = False
                         break
                     value = np.int64(np.rint(y * MICROS))
-                elif f == F_LAT or f == F_LON:
+                elif f in (F_LAT, F_LON):
                     if kind == K_FLOAT and not np.isfinite(y):
                         good = False
                         break
@@ -308,6 +308,9 @@ _NAMES = np.array(
 )  # fmt: skip
 
 
+_PLAIN: Final = ("C", "W")  # requirements of np.require
+
+
 def parse_events(batch: Batch, topic_number: NDArray[np.uint8]) -> tuple[EventColumns, list[tuple[int, RecordError]]]:
     """Columns of a batch, and its malformed rows with their errors (for the dead letters).
 
@@ -317,11 +320,11 @@ def parse_events(batch: Batch, topic_number: NDArray[np.uint8]) -> tuple[EventCo
     n = len(batch)
     # whatever the log made them from: another kind of array would compile the kernel again
     partition, key_len, value_len = (
-        np.require(x, np.int32, "CW") for x in (batch.partition, batch.key_len, batch.value_len)
+        np.require(x, np.int32, _PLAIN) for x in (batch.partition, batch.key_len, batch.value_len)
     )
-    offset, timestamp = (np.require(x, np.int64, "CW") for x in (batch.offset, batch.timestamp))
-    key_addr, value_addr = (np.require(x, np.uint64, "CW").view(np.int64) for x in (batch.key_addr, batch.value_addr))
-    topics, topic_number = (np.require(x, np.uint8, "CW") for x in (batch.topic, topic_number))
+    offset, timestamp = (np.require(x, np.int64, _PLAIN) for x in (batch.offset, batch.timestamp))
+    key_addr, value_addr = (np.require(x, np.uint64, _PLAIN).view(np.int64) for x in (batch.key_addr, batch.value_addr))
+    topics, topic_number = (np.require(x, np.uint8, _PLAIN) for x in (batch.topic, topic_number))
     i64 = np.zeros((9, n), np.int64)
     i32 = np.zeros((3, n), np.int32)
     status, topic = np.zeros((2, n), np.uint8)

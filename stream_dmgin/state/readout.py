@@ -139,7 +139,7 @@ def byte(addresses: Any, k: Any, n: Any) -> Any:
 
 
 @kernel
-def read_user(S: Any, u: Any, out: Any, r: Any) -> None:  # noqa: PLR0915
+def read_user(S: Any, u: Any, out: Any, r: Any) -> None:
     """Fill row r of a UserArrays (its addresses) with user u; u < 0: the empty state."""
     most_groups, most_events = out[1], out[2]
     n1, n2, n3, n4 = r + 1, (r + 1) * most_groups, (r + 1) * most_groups * most_events, (r + 1) * USER_RING

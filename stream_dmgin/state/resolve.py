@@ -13,11 +13,16 @@ import numpy as np
 from stream_dmgin.state.hash import same_bytes
 from stream_dmgin.state.jit import kernel
 from stream_dmgin.state.layout import (
+    A_,
     DONE,
+    H_,
+    I_,
     I_AT,
     I_GROUP,
     I_HASH,
     I_LEN,
+    IB_,
+    IH_,
     IW,
     LIVE,
     LOADED,
@@ -38,24 +43,19 @@ from stream_dmgin.state.layout import (
     NEED_U,
     OTHER_TYPE,
     SPILL_LOADED,
+    T_,
     T_HASH,
     T_LEN,
     T_NAME,
     TW,
     TYPES,
+    U_,
     U_EPOCH,
     U_FLAGS,
     U_HASH,
     U_ID,
     U_IDLEN,
     UW,
-    A_,
-    H_,
-    I_,
-    IB_,
-    IH_,
-    T_,
-    U_,
 )
 from stream_dmgin.state.mem import (
     alloc,
@@ -79,7 +79,7 @@ def new_user(S: Any, h: Any, address: Any, n: Any, loaded: Any) -> Any:
     u = S.M[M_UFREE]
     if u:
         u -= 1
-        S.M[M_UFREE] = S.U[u * UW]
+        S.M[M_UFREE] = S.U[u * UW + U_HASH]
     else:
         u = S.M[M_UTOP]
         S.M[M_UTOP] = u + 1

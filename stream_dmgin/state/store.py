@@ -96,5 +96,5 @@ def write_options(durable: bool, sync: bool) -> WriteOptions:
     if durable:
         w.sync = sync
     else:
-        w.disable_wal = True  # type: ignore[method-assign, assignment]  # the stubs take it for a method
+        w.disable_wal = True
     return w
