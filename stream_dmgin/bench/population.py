@@ -26,7 +26,8 @@ CHUNK = 50_000
 
 @dataclass
 class Population:
-    """A store, and what the features need beside it. `users[n]` lived `n` events; `now` is after all of them."""
+    """A store, and what the features need beside it. `users[n]` have `n` clicks and post-click events, and about as many
+    impressions; `now` is after all of them."""
 
     engine: StateEngine
     catalogue: Catalogue
@@ -46,7 +47,10 @@ class Population:
 
 
 def populate(directory: Path | None, lives: list[int], users: int, seed: int = 1) -> Population:
-    """`users` users of each length of life; each likes some dozens of groups (Zipf), and strays into any."""
+    """`users` users of each length of life; each likes some dozens of groups (Zipf), and strays into any.
+
+    The length of a life is its clicks and post-click events, as `events` of `state show`; impressions come beside them.
+    """
     r = random.Random(seed)
     items = [f"i{k}" for k in range(ITEMS)]
     catalogue = Catalogue()
@@ -72,7 +76,7 @@ def _live(engine: StateEngine, user: bytes, life: int, seed: int) -> None:
     r = np.random.default_rng(seed)
     liked = r.permutation(GROUPS)[:40]
     weights = 1 / np.arange(1, len(liked) + 1)
-    n = life
+    n = 2 * life
     group = np.where(r.random(n) < 0.9, r.choice(liked, n, p=weights / weights.sum()), r.integers(0, GROUPS, n))
     item = (r.integers(0, ITEMS // GROUPS, n) * GROUPS + group).tolist()
     ts = np.sort(START + r.integers(0, LIFE_MS, n)).tolist()
