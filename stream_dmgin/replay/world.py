@@ -18,7 +18,9 @@ from stream_dmgin.replay.source import EventChunk, Source
 from stream_dmgin.state.engine import StateEngine
 from stream_dmgin.state.parse import EventColumns, parse_events
 
-STRETCH = 200  # events folded at once: the engine's table of increments stays as small as it began, and is cheap to empty
+STRETCH = (
+    200  # events folded at once: the engine's table of increments stays as small as it began, and is cheap to empty
+)
 _NUMBERS = np.arange(len(topics.EVENTS), dtype=np.uint8)
 
 
