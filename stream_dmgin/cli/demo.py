@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--seconds", type=click.FloatRange(1), default=40, show_default=True, help="how long the live part runs")
 @click.option("--events-per-s", type=click.FloatRange(1), default=2000, show_default=True)
 @click.option("--requests-per-s", type=click.FloatRange(0.1), default=40, show_default=True)
-@click.option("--users", type=click.IntRange(1, 100_000), default=600, show_default=True)
+@click.option("--users", type=click.IntRange(1, 100_000), default=400, show_default=True)
 @click.option("--history-days", type=click.IntRange(1, 3650), default=180, show_default=True)
 @click.option(
     "--seed", type=click.IntRange(0), default=11, show_default=True, help="who the users are and what they do"

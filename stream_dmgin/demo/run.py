@@ -46,7 +46,8 @@ class Options:
     seconds: float = 40
     events_per_s: float = 2000
     requests_per_s: float = 40
-    users: int = 600
+    users: int = 400
+    life: tuple[int, int] = (200, 50_000)
     items: int = 2000
     days: int = 180
     seed: int = 11
@@ -92,7 +93,8 @@ def run(
         simulator = _start(stack, place, "simulator", [
             "--events-per-s", str(options.events_per_s), "--requests-per-s", str(options.requests_per_s),
             "--seconds", str(options.seconds), "--users", str(options.users), "--items", str(options.items),
-            "--seed", str(options.seed), "--city", str(options.city), "--history-days", str(options.days),
+            "--life", f"{options.life[0]}:{options.life[1]}", "--seed", str(options.seed),
+            "--city", str(options.city), "--history-days", str(options.days),
             "--speed", str(options.speed), "--hold", str(go), "--oracle-out", str(directory / "oracle.jsonl"),
         ])  # fmt: skip
         demo = _Demo(place, tally, watcher, probe, worker, simulator, city, options)
