@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from stream_dmgin.cli.common import Context, common_options, table
+from stream_dmgin.cli.common import Context, common_options, dry_run_option, table, yes_option
 from stream_dmgin.errors import StreamDmginError, UsageError
 
 
@@ -70,3 +70,23 @@ def export(ctx: Context, model: str, out: Path) -> None:
     from stream_dmgin.scoring.check import export as run
 
     ctx.emit(run(load_model(model, Path(ctx.settings["data_dir"])), out))
+
+
+@command.command()
+@click.argument("model")
+@dry_run_option
+@yes_option
+@common_options
+def publish(ctx: Context, model: str, dry_run: bool, yes: bool) -> None:
+    """Make MODEL the one that all workers answer with: a record on the control topic, taken up within a second or two.
+
+    Each worker needs the model at hand (`model list` on its machine); one that lacks it says so and keeps its own.
+    """
+    from stream_dmgin.models import registry
+    from stream_dmgin.worker.publish import publish_model
+
+    model_id = registry.model_id(registry.find_model(model, Path(ctx.settings["data_dir"])))
+    if not dry_run:
+        ctx.confirm(f"Let all workers of {ctx.settings.log} answer with {model_id}?", yes)
+        publish_model(ctx.settings, model_id)
+    ctx.emit({"model": model_id, "published": not dry_run})

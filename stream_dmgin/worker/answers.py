@@ -19,6 +19,7 @@ from stream_dmgin.scoring.scorer import Ask, Scorer
 from stream_dmgin.state.layout import STATE_FORMAT
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.partitions import Owned
+from stream_dmgin.worker.releases import Releases
 from stream_dmgin.worker.shared import Shared
 
 log_ = logging.getLogger(__name__)
@@ -43,19 +44,23 @@ Sent = tuple[bytes, bytes, Headers]  # key, value, headers of a score record
 class Answers:
     """Makes score records. Without a scorer (no model), every answer is a `fallback` by item rates."""
 
-    def __init__(self, scorer: Scorer | None, why_fallback: str, shared: Shared, prefix: str, groups_id: str, health: Health,
-                 clock: Callable[[], float] = time.time) -> None:  # fmt: skip
-        self._scorer, self._why, self._shared, self._groups, self._health, self._clock = (
-            scorer,
-            why_fallback,
-            shared,
-            groups_id,
-            health,
-            clock,
-        )
+    def __init__(
+        self, scorer: Scorer | None, releases: Releases | None, why_fallback: str, shared: Shared, prefix: str, groups_id: str,
+        health: Health, clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self._scorer, self._releases, self._why, self._clock = scorer, releases, why_fallback, clock
+        self._shared, self._groups, self._health = shared, groups_id, health
         self._names = [(n, prefix + t) for n, t in enumerate(topics.EVENTS)]
         self._counters_topic = prefix + topics.COUNTERS
         self._model = scorer.engine.model.id if scorer else FLOOR
+
+    def look(self) -> None:
+        """Swap in a newly published model, once it is loaded. Between batches; doesn't block."""
+        fresh = self._releases.poll() if self._releases else None
+        if fresh is not None:
+            self._scorer, self._model = fresh, fresh.engine.model.id
+            self._health.model = self._model
+            log_.info("model %s answers from here on", self._model)
 
     def answer(self, asked: Sequence[Asked]) -> list[tuple[Asked, Sent]]:
         """A score record for each request, in the same order."""

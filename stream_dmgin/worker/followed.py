@@ -1,4 +1,5 @@
-"""What every worker shares: the counters of all users and the catalogue of items, followed from their topics.
+"""What every worker shares: the counters of all users, the catalogue of items and the control records, followed from
+their topics.
 
 `follow` never blocks; `catch_up` blocks until what the topics held when it was called is folded. The counters are saved every
 30 s, so that a restart reads the topic from there.
@@ -9,7 +10,9 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from rocksdict import AccessType, Options, Rdict, WriteBatch
 
 from stream_dmgin import topics
@@ -39,15 +42,14 @@ class Followed:
         self._shared = SharedCounters.restore(rows)
         items = log.begins(self._items_topic)
         self._items_next = dict(items)
-        self._reader: Reader = log.reader([self._counters_topic, self._items_topic])
-        self._reader.assign(
-            {(self._counters_topic, 0): self._shared.next_offset, **{(self._items_topic, p): -2 for p in items}}
-        )
+        self.control: dict[str, Any] = {}  # the control topic: key -> newest record
+        self._reader: Reader = log.reader([self._counters_topic, self._items_topic, prefix + topics.CONTROL])
+        starts = {(self._items_topic, p): -2 for p in items} | {(prefix + topics.CONTROL, 0): -2}
+        self._reader.assign({(self._counters_topic, 0): self._shared.next_offset, **starts})
         self._looked = self._saved = time.monotonic()
         self._outcomes = {"applied": 0, "duplicate": 0, "gap": 0, "overlap": 0}
-        self.malformed: list[
-            tuple[Record, RecordError]
-        ] = []  # of both topics; one worker sends them to the dead letters
+        # Malformed records of these topics; one worker sends them to the dead letters
+        self.malformed: list[tuple[Record, RecordError]] = []
 
     @property
     def counters(self) -> CounterTable:
@@ -88,7 +90,8 @@ class Followed:
         )
 
     def _next(self, tp: TP) -> int:
-        return self._shared.next_offset if tp[0] == self._counters_topic else self._items_next[tp[1]]
+        read = self._shared.next_offset if tp[0] == self._counters_topic else self._items_next[tp[1]]
+        return max(read, self._reader.ended().get(tp, 0))
 
     def _take(self, timeout: float = 0.0) -> int:
         batch = self._reader.poll(10_000, timeout)
@@ -100,6 +103,8 @@ class Followed:
                 try:
                     if batch.topic[i] == 0:
                         self._shared.fold(batch.value(i), offset)
+                    elif batch.topic[i] == 2:
+                        self._take_control(batch.key(i), batch.value(i))
                     else:
                         self._items_next[int(batch.partition[i])] = offset + 1
                         self.catalogue.fold(batch.key(i), batch.value(i))
@@ -110,6 +115,17 @@ class Followed:
         finally:
             batch.release()
             self._report()
+
+    def _take_control(self, key: bytes | None, value: bytes | None) -> None:
+        name = (key or b"").decode("utf-8", "replace")
+        try:
+            record = msgspec.msgpack.decode(value) if value else None
+        except msgspec.MsgspecError as e:
+            raise RecordError("decode", f"not MessagePack: {e}") from None
+        if record is None:
+            self.control.pop(name, None)
+        else:
+            self.control[name] = record
 
     def _report(self) -> None:
         c = self._shared.chains

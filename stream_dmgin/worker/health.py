@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,7 @@ class Health:
     groups: str = ""
     assigned: bool = False
     stopping: bool = False
-    control: dict[str, Any] = field(default_factory=dict)
+    control: Mapping[str, Any] = field(default_factory=dict)
 
     def live(self) -> tuple[int, dict[str, Any]]:
         """(HTTP status, body): 503 when the loop has not come round for STALL_S seconds."""

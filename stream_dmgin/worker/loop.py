@@ -298,6 +298,8 @@ class Loop:
     def _report(self, now: float) -> None:
         self._last_report = now
         h, m = self._health, self._health.metrics
+        if self._answers is not None:
+            self._answers.look()
         h.restore_remaining = sum(o.remaining() for o in self._partitions.owned.values())
         m.restoring.set(h.restore_remaining)
         owned = tuple(self._partitions.owned.values())

@@ -66,7 +66,7 @@ class OrderedReader:
         """Partitions of which something is still to be given out, by what is folded and answered."""
         for (t, p), end in self._ends.items():
             o = self._partitions.owned.get(p)
-            if o is not None and self._partitions.next_offset(o, t) < end:
+            if o is not None and max(self._partitions.next_offset(o, t), self._partitions.ended(t, p)) < end:
                 yield t, p
 
     def _filled(self) -> bool:
@@ -109,6 +109,10 @@ class OrderedReader:
     def resume(self, partitions: Iterable[TP]) -> None:
         """See GroupReader."""
         self._inner.resume(partitions)
+
+    def ended(self) -> Mapping[TP, int]:
+        """See GroupReader."""
+        return self._inner.ended()
 
     def commit(self, offsets: Mapping[TP, int]) -> None:
         """See GroupReader."""

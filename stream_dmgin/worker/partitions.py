@@ -59,9 +59,11 @@ class Owned:
     """One owned partition: its engine, its requests, and what is left to fold before they are answered."""
 
     def __init__(
-        self, partition: int, engine: StateEngine, answered: Answered, caught_up_at: Mapping[int, int]
-    ) -> None:
+        self, partition: int, engine: StateEngine, answered: Answered, caught_up_at: Mapping[int, int],
+        ended: Callable[[int], int],
+    ) -> None:  # fmt: skip
         self.partition, self.engine, self.answered = partition, engine, answered
+        self._ended = ended  # event topic number -> end that the reader has seen, past markers of transactions
         self._caught_up_at = caught_up_at  # event topic number -> end when the partition was assigned
         self.saved_requests = answered.safe
         self.dirty = False
@@ -72,7 +74,7 @@ class Owned:
         if not self.restoring:
             return 0
         offsets = self.engine.offsets
-        left = sum(max(0, end - offsets[t]) for t, end in self._caught_up_at.items())
+        left = sum(max(0, end - max(offsets[t], self._ended(t))) for t, end in self._caught_up_at.items())
         self.restoring = left > 0
         return left
 
@@ -170,10 +172,15 @@ class Partitions:
     def reached(self, ends: Mapping[TP, int]) -> bool:
         """Whether every owned partition is folded and answered up to these ends; not before there are owned ones."""
         return bool(self.owned) and all(
-            (o.answered.safe if t == self.requests_topic else self.next_offset(o, t)) >= end
+            max(self.next_offset(o, t), self.ended(t, p)) >= end
+            and (t != self.requests_topic or o.answered.safe == o.answered.next)
             for (t, p), end in ends.items()
             if (o := self.owned.get(p)) is not None
         )
+
+    def ended(self, topic: str, partition: int) -> int:
+        """End of the partition that the reader has seen, 0 if none: past the markers of transactions, which aren't records."""
+        return self.reader.ended().get((topic, partition), 0) if self.reader is not None else 0
 
     def close(self) -> None:
         """Release everything; uncommitted state is dropped."""
@@ -215,6 +222,7 @@ class Partitions:
             engine,
             Answered(int.from_bytes(row, "big") if row else max(asked, 0)),
             {n: ends[t][p] for t, n in self.names.items()},
+            lambda n: self.ended(self._prefix + topics.EVENTS[n], p),
         )
         o.restoring = self.wait_for_state
         self._on_open(o)

@@ -9,18 +9,22 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from stream_dmgin import topics
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import GroupReader, Log, open_log
+from stream_dmgin.scoring.scorer import Scorer
+from stream_dmgin.scoring.tower_cache import TowerCache
 from stream_dmgin.settings import Settings
-from stream_dmgin.worker.answers import Answers
+from stream_dmgin.worker.answers import FLOOR, Answers
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.lag import LagWatcher
 from stream_dmgin.worker.loop import Loop
 from stream_dmgin.worker.ordered import OrderedReader
 from stream_dmgin.worker.partitions import Partitions, read_groups
+from stream_dmgin.worker.releases import Releases
 from stream_dmgin.worker.shared import Shared
 
 log_ = logging.getLogger(__name__)
@@ -85,6 +89,7 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         writer = log.writer(linger_ms=0 if score else 5)
         stack.callback(writer.close)
         shared = Shared(log, settings.prefix, settings.data_dir / "shared", writer, health)
+        health.control = shared.control
         stack.callback(shared.close)
         answers = _answers(settings, shared, groups, health) if score else None
         part: list[Any] = []
@@ -117,12 +122,23 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
 
 
 def _answers(settings: Settings, shared: Shared, groups: GroupMap, health: Health) -> Answers:
+    """What answers requests: the model of the settings, until another is published; or item rates, when asked for."""
+    name = settings["worker.model"]
+    if name == FLOOR:
+        health.model = FLOOR
+        return Answers(None, None, "item rates, as asked", shared, settings.prefix, groups.id, health)
+    load = partial(_scorer, settings, shared, groups, health)
+    scorer = load(name)
+    health.model = scorer.engine.model.id
+    releases = Releases(health, scorer.engine.model.id, load)
+    return Answers(scorer, releases, "", shared, settings.prefix, groups.id, health)
+
+
+def _scorer(settings: Settings, shared: Shared, groups: GroupMap, health: Health, model_id: str) -> Scorer:
     from stream_dmgin.models.registry import load_model
     from stream_dmgin.scoring.engine import choose_engine
-    from stream_dmgin.scoring.scorer import Scorer
-    from stream_dmgin.scoring.tower_cache import TowerCache
 
-    model = load_model(settings["worker.model"], settings.data_dir)
+    model = load_model(model_id, settings.data_dir)
     engine, why = choose_engine(model)
     log_.info("model %s, engine %s", model.id, why)
     stage = health.metrics.stage
@@ -130,12 +146,10 @@ def _answers(settings: Settings, shared: Shared, groups: GroupMap, health: Healt
     def observe(name: str, seconds: float) -> None:
         stage.labels(name).observe(seconds)
 
-    scorer = Scorer(
+    return Scorer(
         engine, shared.catalogue, shared.counters, groups, max_users=settings["worker.max_requests"],
         tower_cache=TowerCache(settings["worker.tower_cache_mb"] << 20), observe=observe,
     )  # fmt: skip
-    health.model = model.id
-    return Answers(scorer, "", shared, settings.prefix, groups.id, health)
 
 
 def run(settings: Settings, *, score: bool, until_end: bool, ordered: bool = False) -> dict[str, Any]:
