@@ -30,7 +30,7 @@ lint: install ## ruff, mypy --strict, the import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 format: install ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
