@@ -252,10 +252,11 @@ class DMGIN(nn.Module):
         keep = g_mask.to(torch.float32)
         minutes = torch.exp(g_time * 0.6931472)
         apart = (minutes.unsqueeze(-1) - minutes.unsqueeze(-2)).abs()
-        gaps = (torch.log(1.0 + apart) * (GAPS_AN_OCTAVE * 1.442695)).clamp(max=GAPS - 1.0).to(torch.int32)  # [B,G,G]
+        gaps = (torch.log(1.0 + apart) * (GAPS_AN_OCTAVE * 1.442695)).clamp(max=GAPS - 1.0).to(torch.int64)  # [B,G,G]
         # relative time bias of every layer at once: piecewise linear in the time between two groups
-        table = self.gap_tents @ torch.cat(self.times(), -1)  # [GAPS,layers*H]
-        biases = F.embedding(gaps, table).permute(0, 3, 1, 2).chunk(len(self.across), 1)
+        table = (self.gap_tents @ torch.cat(self.times(), -1)).T  # [layers*H,GAPS]
+        found = table.gather(1, gaps.flatten().unsqueeze(0).expand(len(table), -1))
+        biases = found.view(len(self.across), -1, *gaps.shape).transpose(1, 2).unbind(0)  # [B,H,G,G] each
         share = (keep / keep.sum(-1, keepdim=True).clamp(min=1.0))[:, None, None, :]
         x: Tensor = groups + self.group_time(tents(g_time))
         for layer, bias in zip(self.across, biases, strict=True):

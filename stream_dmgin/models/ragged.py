@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from stream_dmgin.models.dmgin import DMGIN, OwnGroup, Tower
 
@@ -54,16 +55,14 @@ def bucket_rows(
     return rows
 
 
-def encode_rows(model: DMGIN, rows: Sequence[GroupRows], size: int, events: int) -> tuple[Tensor, Tensor | None]:
-    """Groups [size,d] and their tokens [size,events,d] (None where events is 0), zeros at slots that no row fills."""
+def encode_rows(model: DMGIN, rows: Sequence[GroupRows], size: int, events: int) -> tuple[Tensor, Tensor]:
+    """Groups [size,d] and their tokens [size,events,d], zeros at slots that no row fills."""
     d = model.config.width
-    groups = torch.zeros(size, d)
-    tokens = torch.zeros(size, events, d) if events else None
+    groups, tokens = torch.zeros(size, d), torch.zeros(size, events, d)
     for row in rows:
         encoded, events_of = model.encode_groups(row.x)
-        groups = groups.index_copy(0, row.slot, encoded)
-        if tokens is not None:
-            tokens[row.slot, : events_of.shape[1]] = events_of
+        groups[row.slot] = encoded
+        tokens[row.slot, : events_of.shape[1]] = events_of
     return groups, tokens
 
 
@@ -84,7 +83,6 @@ def user_tower(model: DMGIN, inputs: Mapping[str, NDArray[Any]]) -> Tower:
     slots = np.flatnonzero(g_mask[:, :g])
     rows = bucket_rows(cut, slots, lengths.reshape(-1)[slots])
     groups, tokens = encode_rows(model, rows, b * g, length)
-    assert tokens is not None
     mask = torch.from_numpy(g_mask[:, :g])
     groups = model.evolve(groups.view(b, g, -1), torch.from_numpy(inputs["g_time"][:, :g]), mask)
     short = model.embed_short({k: torch.from_numpy(inputs[k][:, :s]) for k in ("s_item", "s_cls", "s_time", "s_dwell")})
@@ -94,40 +92,37 @@ def user_tower(model: DMGIN, inputs: Mapping[str, NDArray[Any]]) -> Tower:
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """A batch of the training set: B requests, their existing groups in `rows`, the groups of their candidates in
-    `own`.
+    """A batch of the training set: B requests with the existing groups of their users.
 
-    x: the request side, g_mask, g_time, s_* padded to the batch; own: rows whose slot is in the flattened [B*C]; own_id
-    [Nown,L], own_mask: what the candidates' item ids are compared with.
+    x: the request side, g_mask, g_time, s_*, padded to the batch. rows: the groups, their x with e_id [N,L] too. own: per
+    entry of `rows` (which of its groups are a candidate's own, whose: slots in the flattened [B*C]).
     """
 
     rows: Sequence[GroupRows]
-    own: GroupRows
-    own_id: Tensor
+    own: Sequence[tuple[Tensor, Tensor]]
     x: Mapping[str, Tensor]
 
 
 def forward(model: DMGIN, batch: TrainBatch) -> dict[str, Tensor]:
-    """Logits [B,C] of a training batch. The candidates' own groups are encoded once more, which is cheaper than to keep
-    all tokens.
-    """
+    """Logits [B,C] of a training batch."""
     x = batch.x
     (b, g), c, d = x["g_mask"].shape, x["c_id"].shape[1], model.config.width
-    encoded, _ = encode_rows(model, batch.rows, b * g, 0)
-    groups = model.evolve(encoded.view(b, g, d), x["g_time"], x["g_mask"])
-    length = batch.own_id.shape[1]
-    tokens = torch.zeros(b * c, length, d)
+    length = max((row.x["e_mask"].shape[1] for row in batch.rows), default=1)
+    groups, tokens = torch.zeros(b * g, d), torch.zeros(b * c, length, d)
     mask, same = torch.zeros(b * c, length, dtype=torch.bool), torch.zeros(b * c, length, dtype=torch.bool)
-    slot = batch.own.slot
-    if len(slot):
-        tokens = tokens.index_copy(0, slot, model.encode_groups(batch.own.x)[1])
-        mask[slot] = batch.own.x["e_mask"]
-        same[slot] = batch.own.x["e_mask"] & (batch.own_id == x["c_id"].flatten()[slot].unsqueeze(-1))
-    index = x["c_group"].to(torch.int64).clamp(max=g - 1)
-    flat = (index + torch.arange(b).unsqueeze(-1) * g).flatten()
-    group = groups.flatten(0, 1).index_select(0, flat).view(b, c, d) * (x["c_group"] < g).to(torch.float32).unsqueeze(
-        -1
-    )
+    candidate = x["c_id"].flatten().unsqueeze(-1)
+    for row, (at, slot) in zip(batch.rows, batch.own, strict=True):
+        encoded, events = model.encode_groups(row.x)
+        groups = groups.index_copy(0, row.slot, encoded)
+        if len(at):
+            n = events.shape[1]
+            tokens = tokens.index_copy(0, slot, F.pad(events.index_select(0, at), (0, 0, 0, length - n)))
+            mask[slot, :n] = row.x["e_mask"][at]
+            same[slot, :n] = row.x["e_mask"][at] & (row.x["e_id"][at] == candidate[slot])
+    groups = model.evolve(groups.view(b, g, d), x["g_time"], x["g_mask"])
+    flat = (x["c_group"].to(torch.int64).clamp(max=g - 1) + torch.arange(b).unsqueeze(-1) * g).flatten()
+    has = (x["c_group"] < g).to(torch.float32).unsqueeze(-1)
+    group = groups.flatten(0, 1).index_select(0, flat).view(b, c, d) * has
     own = OwnGroup(group, tokens.view(b, c, length, d), mask.view(b, c, length), same.view(b, c, length))
     empty = torch.zeros(b, g, 0)
     tower = Tower(groups, x["g_mask"], empty, empty, empty, model.embed_short(x), x["s_mask"])

@@ -214,24 +214,28 @@ class TrainingRows:
             x[name] = scatter(self[name][rows], c_slot, b, c)
         x["c_group"] = scatter(self["c_group"][rows], c_slot, b, c, fill=self.spec.groups)
         lengths = self["g_len"][groups]
-        encoded, low = [], -1
+        # the groups that are some candidate's own: their numbers within this batch, and whose
+        own = np.flatnonzero(x["c_group"].reshape(-1) < np.repeat(n, c))
+        own_groups = (np.cumsum(n) - n)[own // c] + x["c_group"].reshape(-1)[own]
+        place = np.zeros(len(groups), np.int64)
+        encoded, owned, low = [], [], -1
         for high in length_steps(int(lengths.max(initial=0)), (1, 2, 4, 8)):
             some = np.flatnonzero((lengths > low) & (lengths <= high))
+            place[some] = np.arange(len(some))
+            here = (lengths[own_groups] > low) & (lengths[own_groups] <= high)
             low = high
             if len(some):
-                encoded.append(self.group_rows(groups[some], slot[some], high)[0])
-        own = np.flatnonzero(x["c_group"].reshape(-1) < np.repeat(n, c))
-        own_groups = at["r_groups"][requests][own // c] + x["c_group"].reshape(-1)[own]
-        own_rows, own_id = self.group_rows(own_groups, own, max(1, int(self["g_len"][own_groups].max(initial=0))))
+                encoded.append(GroupRows(torch.from_numpy(slot[some]), self.events_of(groups[some], high)))
+                owned.append((torch.from_numpy(place[own_groups[here]]), torch.from_numpy(own[here])))
         labels = scatter(self["label"][rows].astype(np.float32), c_slot, b, c, fill=-1)
         return Batch(
-            TrainBatch(encoded, own_rows, own_id, {k: torch.from_numpy(v) for k, v in x.items()}),
+            TrainBatch(encoded, owned, {k: torch.from_numpy(v) for k, v in x.items()}),
             {h: torch.from_numpy(labels[..., i]) for i, h in enumerate(("ctr", *self.heads))},
             torch.from_numpy(scatter(rows, c_slot, b, c, fill=-1)),
         )
 
-    def group_rows(self, groups: NDArray[np.int64], slot: NDArray[np.int64], length: int) -> tuple[GroupRows, Tensor]:
-        """Some groups padded to `length` events, and their e_id [N,length]."""
+    def events_of(self, groups: NDArray[np.int64], length: int) -> dict[str, Tensor]:
+        """The e_* (e_id too) and g_stat of some groups, padded to `length` events."""
         mask = np.arange(length) < self["g_len"][groups][:, None]
         events = np.where(mask, self.offsets()["g_len"][groups][:, None] + np.arange(length), 0)
         x: dict[str, Array] = {"e_mask": mask, "g_stat": self["g_stat"][groups].astype(np.float32)}
@@ -239,8 +243,8 @@ class TrainingRows:
             column = self[name]
             taken = column[events] if len(column) else np.zeros((*events.shape, *column.shape[1:]), column.dtype)
             x[name] = taken.astype(np.int32) * (mask[..., None] if taken.ndim == 3 else mask)
-        ids = np.where(mask, self["e_id"][events] if len(self["e_id"]) else 0, -1)
-        return GroupRows(torch.from_numpy(slot), {k: torch.from_numpy(v) for k, v in x.items()}), torch.from_numpy(ids)
+        x["e_id"] = np.where(mask, self["e_id"][events] if len(self["e_id"]) else 0, -1)
+        return {k: torch.from_numpy(v) for k, v in x.items()}
 
     # -- a folder ----------------------------------------------------------------------------------------------------
 
