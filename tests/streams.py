@@ -11,10 +11,10 @@ from typing import Any
 
 import msgpack
 import numpy as np
-from stream_dmgin.state.engine import StateEngine
 
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import Record, batch_of
+from stream_dmgin.state.engine import StateEngine
 from stream_dmgin.state.parse import parse_events
 from stream_dmgin.topics import EVENTS
 from tests.oracle import Oracle

@@ -134,6 +134,11 @@ class Reader(Protocol):
     def resume(self, partitions: Iterable[TP]) -> None:
         """Deliver again, from where `pause` stopped."""
 
+    def ended(self) -> Mapping[TP, int]:
+        """Ends of partitions that were read to an end, past what no batch shows there: markers and aborted records of
+        transactions, records compacted away. Of this assignment; a partition may have grown since. Empty where offsets
+        have no gaps."""
+
     def close(self) -> None:
         """Leave the group (if any). Blocks for seconds at most."""
 

@@ -37,8 +37,8 @@ CONFIG = ("cleanup.policy", "retention.ms", "max.message.bytes")  # always shown
 # Latency and throughput of one core; see docs/adr/0001-embedded-log.md for what was measured.
 READER = {
     "enable.auto.commit": "false", "enable.auto.offset.store": "false", "auto.offset.reset": "error",
-    "fetch.wait.max.ms": "10", "fetch.queue.backoff.ms": "10", "queued.max.messages.kbytes": "2048",
-    "allow.auto.create.topics": "false", "socket.nagle.disable": "true", "reconnect.backoff.max.ms": "1000",
+    "fetch.wait.max.ms": "50", "fetch.queue.backoff.ms": "10", "queued.max.messages.kbytes": "2048",
+    "enable.partition.eof": "true", "allow.auto.create.topics": "false", "socket.nagle.disable": "true", "reconnect.backoff.max.ms": "1000",
 }  # fmt: skip
 GROUP = {"partition.assignment.strategy": "range", "heartbeat.interval.ms": "300", "session.timeout.ms": "6000"}
 WRITER_ONLY = (

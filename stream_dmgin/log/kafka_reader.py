@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 CLOSE_S = 5.0
 COMMITTED_MS = 10_000
+MEMBER_S = 2.0  # for the group's word that this member still belongs to it
 
 
 class KafkaReader:
@@ -59,12 +60,13 @@ class KafkaReader:
         self._out: Callable[[], None] | None = None  # releases the batch that is out
         self._paused: set[TP] = set()  # librdkafka remembers pauses, of partitions that went away as well
         self._assigned: dict[TP, int] = {}  # and the offset where each began
+        self._ended: dict[TP, int] = {}
 
     # -- what the protocol asks ---------------------------------------------------------------------------------------
 
     def assign(self, offsets: Mapping[TP, int]) -> None:
         """Read these partitions from these offsets, replacing what was assigned."""
-        self._assigned = dict(offsets)
+        self._assigned, self._ended = dict(offsets), {}
         self._check(self._with_list(offsets, lambda parts: self._lib.assign(self._rk, parts)), "assigning partitions")
         self._forget_pauses()
 
@@ -98,6 +100,10 @@ class KafkaReader:
         self._paused.difference_update(parts)
         self._check(self._with_list(parts, lambda p: self._lib.resume_partitions(self._rk, p)), "resuming")
 
+    def ended(self) -> Mapping[TP, int]:
+        """See base.Reader. librdkafka says it in its place among the messages, once for each end that is reached."""
+        return self._ended
+
     def close(self) -> None:
         """Release what is out and close. Idempotent."""
         if not self._rk:
@@ -105,9 +111,17 @@ class KafkaReader:
         if self._out is not None:
             self._out()
         self._lib.assign(self._rk, None)
-        self._lib.queue_destroy(self._queue)
-        self._lib.consumer_close(self._rk)
-        self._lib.destroy(self._rk)
+        queue = self._lib.queue_new(self._rk)  # consumer_close() itself may block for a minute while no broker answers
+        error = self._lib.consumer_close_queue(self._rk, queue)
+        end = time.monotonic() + CLOSE_S
+        while not error and not self._lib.consumer_closed(self._rk) and time.monotonic() < end:
+            self._lib.queue_poll_callback(queue, 20)
+        if error:
+            self._lib.error_destroy(error)
+        for q in (queue, self._queue):
+            self._lib.queue_destroy(q)
+        closed = self._lib.consumer_closed(self._rk)
+        self._lib.destroy_flags(self._rk, 0 if closed else rdkafka.DESTROY_AT_ONCE)
         self._rk = None
 
     # -- within -------------------------------------------------------------------------------------------------------
@@ -151,8 +165,12 @@ class KafkaReader:
             if n_topics < 0:
                 raise LogUnavailable(f"a batch holds more than {rdkafka.TOPICS_MAX} topics")
             if n_errors:
-                self._on_errors([int(messages[i]) for i in np.flatnonzero(err)])
+                n_errors -= self._note_ends(np.flatnonzero(err == rdkafka.ERR_PARTITION_EOF), topic, partition, offset)
                 keep = np.flatnonzero(err == 0)
+            if n_errors:
+                self._on_errors(
+                    [int(messages[i]) for i in np.flatnonzero((err != 0) & (err != rdkafka.ERR_PARTITION_EOF))]
+                )
             topic = self._numbers(n_topics, topic, keep)
         except BaseException:
             rdkafka.destroy_all(messages, self._destroy_fn)
@@ -177,6 +195,16 @@ class KafkaReader:
             at = messages[keep]
         self._out = release
         return Batch(self.topics, *cols, headers_of=lambda i: rdkafka.headers(int(at[i])), on_release=release)
+
+    def _note_ends(
+        self, at: NDArray[np.intp], topic: NDArray[np.uint8], partition: NDArray[np.int32], offset: NDArray[np.int64]
+    ) -> int:
+        """Rows that say "no more": of each the end. Returns how many."""
+        for k, p, o in zip(topic[at].tolist(), partition[at].tolist(), offset[at].tolist(), strict=True):
+            tp = self._lib.topic_name(int(self._rkts[k])).decode(), p
+            if tp in self._assigned:
+                self._ended[tp] = o
+        return len(at)
 
     def _numbers(self, n_topics: int, topic: NDArray[np.uint8], keep: NDArray[np.intp] | None) -> NDArray[np.uint8]:
         """Local topic numbers of one batch to indexes of `topics`. Addresses are only valid within a batch: a topic that went
@@ -225,6 +253,7 @@ class KafkaReader:
         """Fetch these from other offsets. An error stops a partition for good (seeking doesn't wake it), so all are assigned
         again, the others from where they were."""
         positions = {tp: o for tp, o in self._positions().items() if o >= 0}
+        self._ended = {}
         self._assigned = {**self._assigned, **positions, **offsets}
         self._check(
             self._with_list(self._assigned, lambda p: self._lib.assign(self._rk, p)), "assigning partitions again"
@@ -366,6 +395,7 @@ class KafkaGroupReader(KafkaReader):
         finally:
             for tp in parts:
                 self._assigned.pop(tp, None)
+                self._ended.pop(tp, None)
             if self._incremental():
                 error = self._with_list(parts, lambda p: self._lib.incremental_unassign(self._rk, p))
                 if error:
@@ -393,9 +423,21 @@ class KafkaGroupReader(KafkaReader):
         tp, offset = next(iter((self._last_commit or self._assigned).items()))
         if offset < 0:
             return True
-        code = self._with_list({tp: offset}, lambda p: self._lib.commit(self._rk, p, 0))
-        if code in rdkafka.FENCING:
-            self._fenced = rdkafka.error_text(code)
+        answer: list[int] = []
+        told = rdkafka.CommitCb(lambda rk, code, parts, opaque: answer.append(code))
+        queue = self._lib.queue_new(self._rk)
+        try:
+            self._with_list({tp: offset}, lambda p: self._lib.commit_queue(self._rk, p, queue, told, None))
+            end = time.monotonic() + MEMBER_S
+            while not answer and time.monotonic() < end:
+                self._lib.queue_poll_callback(queue, 50)
+        finally:
+            self._lib.queue_destroy(queue)
+            self._callbacks.append(told)  # an answer may still be on its way
+        if not answer:
+            self._fenced = f"no answer from the group in {MEMBER_S:g} s"
+        elif answer[0] in rdkafka.FENCING:
+            self._fenced = rdkafka.error_text(answer[0])
         return not self._fenced
 
     def _incremental(self) -> bool:

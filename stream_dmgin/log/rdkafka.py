@@ -24,9 +24,11 @@ from stream_dmgin.errors import ConfigError, LogUnavailable, UnavailableError
 from stream_dmgin.log.base import TP, Headers
 from stream_dmgin.log.native import call_i64, call_void, load_i32, load_i64, load_u64
 
+DESTROY_AT_ONCE = 8  # RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE
 OFFSET_BEGINNING, OFFSET_INVALID = -2, -1001
 ERR_ASSIGN, ERR_REVOKE = -175, -174
 ERR_MAX_POLL, ERR_AUTO_OFFSET_RESET, ERR_NO_OFFSET = -147, -140, -168
+ERR_PARTITION_EOF = -191
 TRANSIENT = frozenset(
     {-195, -187, -185, -193, -180, -184}
 )  # transport, all brokers down, timed out, resolve, wait coord, in progress
@@ -106,11 +108,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [C.c_void_p, C.c_size_t, C.POINTER(C.c_char_p), C.POINTER(C.c_void_p), C.POINTER(C.c_size_t)],
     ),
     "topic_name": (C.c_char_p, [C.c_void_p]),
-    "commit": (C.c_int, [C.c_void_p, P_LIST, C.c_int]),
+    "queue_new": (C.c_void_p, [C.c_void_p]),
+    "queue_poll_callback": (C.c_int, [C.c_void_p, C.c_int]),
     "commit_queue": (C.c_int, [C.c_void_p, P_LIST, C.c_void_p, CommitCb, C.c_void_p]),
     "yield": (None, [C.c_void_p]),
-    "consumer_close": (C.c_int, [C.c_void_p]),
-    "destroy": (None, [C.c_void_p]),
+    "consumer_close_queue": (C.c_void_p, [C.c_void_p, C.c_void_p]),
+    "consumer_closed": (C.c_int, [C.c_void_p]),
+    "destroy_flags": (None, [C.c_void_p, C.c_int]),
     "topic_partition_list_new": (P_LIST, [C.c_int]),
     "topic_partition_list_add": (C.POINTER(TopicPartition), [P_LIST, C.c_char_p, C.c_int32]),
     "topic_partition_list_destroy": (None, [P_LIST]),

@@ -37,6 +37,8 @@ def scan(
             batch = reader.poll(max_records, POLL_S)
             now = time.monotonic()
             if batch is None:
+                ended = reader.ended()
+                left = {tp: end for tp, end in left.items() if ended.get(tp, 0) < end}
                 if now - asked > SILENCE_S:
                     asked = now
                     left = _still_to_come(log, ranges, left)
