@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 @click.option(
     "--verify", type=int, metavar="N", help="check N scores of the log instead: rebuild what they came from and compare"
 )
+@click.option(
+    "--scored", is_flag=True, help="measure the scores that the log holds by its clicks; nothing is scored again"
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="which scores --verify draws")
 @common_options
 def command(
@@ -35,6 +38,7 @@ def command(
     model: str | None,
     groups_file: Path | None,
     verify: int | None,
+    scored: bool,
     seed: int,
 ) -> int:
     """Score every request of SOURCE, a directory of the normalised form, or of the log where there is no SOURCE.
@@ -43,8 +47,14 @@ def command(
     """
     if verify is not None:
         return _verify(ctx, verify, groups_file, seed)
+    if scored:
+        from stream_dmgin.replay.scored import measure_log
+
+        with ctx.open_log() as log:
+            ctx.emit(measure_log(log, ctx.settings.prefix))
+        return 0
     if out is None:
-        raise UsageError("replay needs --out DIR for scores.parquet and metrics.json (or --verify N)")
+        raise UsageError("replay needs --out DIR for scores.parquet and metrics.json (or --verify N, or --scored)")
     import numpy as np
     import pyarrow.parquet as pq
 
@@ -58,9 +68,9 @@ def command(
     r = src.requests
     with ctx.progress() as bar:
         task = bar.add_task("replay", total=len(r))
-        scored = score(src, groups, {name: engine}, progress=lambda done: bar.update(task, completed=done))
+        found = score(src, groups, {name: engine}, progress=lambda done: bar.update(task, completed=done))
     out.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table(r, scored), out / "scores.parquet")
+    pq.write_table(table(r, found), out / "scores.parquet")
     known = r.label >= 0
     result: dict[str, Any] = {
         "model": name, "groups": groups.id, "events": src.count, "requests": len(r), "rows": len(r.item), "labelled": int(known.sum()),
@@ -68,7 +78,7 @@ def command(
     }  # fmt: skip
     if known.any():
         unit = r.request_of_rows() if src.meta.gauc == "impression" else np.array(r.user, object)[r.request_of_rows()]
-        result["metrics"] = summary(r.label[known], scored[0].ctr[known], unit[known])
+        result["metrics"] = summary(r.label[known], found[0].ctr[known], unit[known])
     (out / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
     ctx.emit({**result, "scores": str(out / "scores.parquet")})
     return 0

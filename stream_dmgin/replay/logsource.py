@@ -113,7 +113,7 @@ class LogSource:
 
     def _requests(self) -> Requests:
         asked = read_all(self._log, [self._prefix + topics.REQUESTS])
-        shown, clicked = self._feedback()
+        shown, clicked = feedback(self._events)
         out = Requests([], [], *(np.zeros(0, np.int64),) * 2, np.zeros(0, np.int32), np.zeros(1, np.int64), [], np.zeros(0, np.int8),
                        np.zeros(0), np.zeros(0), [])  # fmt: skip
         nothing: set[str] = set()
@@ -149,19 +149,20 @@ class LogSource:
         out.lat, out.lon = np.array([p[0] for p in place], np.float64), np.array([p[1] for p in place], np.float64)
         return out
 
-    def _feedback(self) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
-        """Items shown and clicked by request id, from the events that name their request."""
-        found: tuple[dict[str, set[str]], dict[str, set[str]]] = ({}, {})
-        for topic, value in zip(self._events.topic.tolist(), self._events.values, strict=True):
-            if topic > 1 or value is None or b"request_id" not in value:
-                continue
-            try:
-                m = _peek(value)
-            except (msgspec.MsgspecError, ValueError):
-                continue
-            if isinstance(m, dict) and isinstance(m.get("request_id"), str) and isinstance(m.get("item_id"), str):
-                found[topic].setdefault(m["request_id"], set()).add(m["item_id"])
-        return found
+
+def feedback(events: Columns) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """Items shown and clicked by request id, from the events (topics in the order of `topics.EVENTS`) that name their request."""
+    found: tuple[dict[str, set[str]], dict[str, set[str]]] = ({}, {})
+    for topic, value in zip(events.topic.tolist(), events.values, strict=True):
+        if topic > 1 or value is None or b"request_id" not in value:
+            continue
+        try:
+            m = _peek(value)
+        except (msgspec.MsgspecError, ValueError):
+            continue
+        if isinstance(m, dict) and isinstance(m.get("request_id"), str) and isinstance(m.get("item_id"), str):
+            found[topic].setdefault(m["request_id"], set()).add(m["item_id"])
+    return found
 
 
 def _batch(e: Columns, at: NDArray[np.int64]) -> Batch:

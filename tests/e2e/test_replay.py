@@ -57,6 +57,15 @@ def test_scores_are_reproduced_from_the_log(scored: tuple[Path, list[str]]) -> N
     assert found["unexplained"] == 0 and found["max_abs_diff"] <= 1e-6
 
 
+def test_scores_of_the_log_are_measured_by_its_clicks(scored: tuple[Path, list[str]]) -> None:
+    base, args = scored
+    found = js("replay", "--scored", *args)
+    rows = pq.read_table(base / "data" / "rows.parquet")
+    (m,) = found["metrics"].values()
+    assert found["status"] == {"ok": 300} and m["rows"] == rows.num_rows
+    assert m["clicks"] == sum(rows["label"].to_pylist()) and 0 < m["auc"] < 1
+
+
 def test_a_changed_score_is_found(scored: tuple[Path, list[str]], tmp_path: Path) -> None:
     base, args = scored
     with open_log(f"file:{base / 'log'}") as log:

@@ -1,0 +1,62 @@
+"""KuaiRand through the log: a slice of its users is imported, a model is trained on its first days, the worker scores the last
+day, and the scores are as good as the replay's, and reproducible."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pytest
+
+from stream_dmgin.datasets import form, load
+from stream_dmgin.training.evaluate import group_map
+
+DATA = Path("../shared/data/kuairand_pure")
+CLI = [sys.executable, "-m", "stream_dmgin.cli.main"]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not here: bring the files of KuaiRand-Pure to run this"),
+]
+
+
+def js(*args: object) -> dict:
+    p = subprocess.run([*CLI, *map(str, args), "-o", "json"], capture_output=True, text=True, timeout=600, check=False)
+    assert p.returncode == 0, f"{args}: exit {p.returncode}: {p.stderr[-2000:]}"
+    return json.loads(p.stdout)
+
+
+def test_days_0_to_11_through_the_log(tmp_path: Path) -> None:
+    whole = load("kuairand", DATA)
+    last = whole.meta.day0_ms + 12 * whole.meta.day_ms
+    tables = []
+    for t in (whole.events, whole.rows):
+        mine = pc.equal(pc.bit_wise_and(t["user_id"].cast("int64"), 15), 5)
+        tables.append(t.filter(pc.and_(mine, pc.less(t["ts"], last))))
+    data = form.Dataset(*tables, whole.items, whole.meta)
+    form.write(data, tmp_path / "slice")
+    group_map(data).save(tmp_path / "groups.parquet")
+    train = ("--train-days", "1-9", "--valid-days", "10-10", "--epochs", "1")
+    js("train", "--data", tmp_path / "slice", *train, "--out", tmp_path / "models" / "slice")
+
+    args = ["--log", f"file:{tmp_path / 'log'}", "--data-dir", tmp_path]
+    js("topics", "apply", *args, "--partitions", "2")
+    js("topics", "import", tmp_path / "slice", "--request-days", "11-11", *args)
+    groups = ["--groups", tmp_path / "groups.parquet"]
+    model = ["--model", tmp_path / "models" / "slice"]
+    done = js("worker", *args, *groups, *model, "--until-end", "--ordered", "--http", "off")
+    rows = data.rows.filter(data.day(data.rows["ts"].to_numpy()) == 11)
+    assert done["scores"] == rows.num_rows and done["dead_letters"] == 0
+
+    found = js("replay", "--scored", *args)
+    (live,) = found["metrics"].values()
+    assert found["status"] == {"ok": rows.num_rows} and live["rows"] == rows.num_rows
+    assert live["clicks"] == sum(rows["label"].to_pylist()) and live["auc"] > 0.6
+    again = js("replay", tmp_path / "slice", *groups, *model, *args, "--out", tmp_path / "replay")
+    assert again["labelled"] == data.rows.num_rows
+    checked = js("replay", "--verify", "100", *groups, *args)
+    assert checked["checked"] == checked["reproduced"] == checked["state_identical"] == 100
