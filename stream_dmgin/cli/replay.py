@@ -96,7 +96,7 @@ def open_source(ctx: Context, path: Path | None) -> Source:
         return LogSource(log, ctx.settings.prefix)
 
 
-def open_groups(ctx: Context, path: Path | None, source: Source | None) -> GroupMap:
+def open_groups(ctx: Context, path: Path | None, source: Source) -> GroupMap:
     """The group map that was asked for; else that of the settings; else the source's own."""
     from stream_dmgin.groups.map import GroupMap
     from stream_dmgin.replay.source import DatasetSource
@@ -122,9 +122,11 @@ def open_engine(ctx: Context, model: str | None) -> tuple[str, Engine | None]:
 
 
 def _verify(ctx: Context, n: int, groups_file: Path | None, seed: int) -> int:
+    from stream_dmgin.groups.map import GroupMap
     from stream_dmgin.replay.verify import verify
 
-    groups = open_groups(ctx, groups_file, None)
+    chosen = groups_file or ctx.settings["worker.groups"]
+    groups = GroupMap.load(chosen) if chosen else None
     with ctx.open_log() as log:
         outcome = verify(log, ctx.settings.prefix, n, groups, ctx.settings.data_dir, seed)
     ctx.emit(outcome.to_json())

@@ -55,22 +55,19 @@ class _Case:
     request: Request | None
 
 
-def verify(log: Log, prefix: str, n: int, groups: GroupMap, data_dir: Path | None = None, seed: int = 0) -> Outcome:
-    """Check `n` scores, drawn evenly from the topic by seed. Raises InputError where there are none, or for another group map."""
+def verify(log: Log, prefix: str, n: int, groups: GroupMap | None, data_dir: Path, seed: int = 0) -> Outcome:
+    """Check `n` scores, drawn evenly from the topic by seed. Group maps and models are those that the scores name, from
+    `data_dir`, or `groups` where that is the one. Raises UsageError where one can't be found."""
     if n < 1:
         raise UsageError("--verify needs the number of scores to check, 1 or more")
     out = Outcome()
     cases = _cases(log, prefix, n, seed, out)
     if not cases:
         return out
-    foreign = sorted({c.score.groups for c in cases} - {groups.id})
-    if foreign:
-        raise UsageError(
-            f"these scores were made with the group map {', '.join(foreign)}, not {groups.id}: give it with --groups"
-        )
+    maps = {name: _map(name, groups, data_dir) for name in {c.score.groups for c in cases}}
     histories = _histories(log, prefix, cases)
     world = _Shared(log, prefix)
-    scorers: dict[str, Scorer] = {}
+    scorers: dict[tuple[str, str], Scorer] = {}
     # counters and catalogue only go forward, so the cases are taken in the order of what they had seen
     for c in sorted(cases, key=lambda c: (world.counters_seen(c.score), c.score.scored_at)):
         world.forward(c.score)
@@ -82,14 +79,27 @@ def verify(log: Log, prefix: str, n: int, groups: GroupMap, data_dir: Path | Non
         if c.score.provenance.state != STATE_FORMAT:
             out.skipped["another state format"] = out.skipped.get("another state format", 0) + 1
             continue
-        if c.score.model not in scorers:
-            scorers[c.score.model] = _scorer(c.score.model, world, groups, data_dir)
-        engine = _state(c, prefix, groups, histories.get((c.partition, c.score.user_id.encode()), []))
+        both = c.score.model, c.score.groups
+        if both not in scorers:
+            scorers[both] = _scorer(c.score.model, world, maps[c.score.groups], data_dir)
+        engine = _state(c, prefix, maps[c.score.groups], histories.get((c.partition, c.score.user_id.encode()), []))
         try:
-            _check(c, scorers[c.score.model], engine, out)
+            _check(c, scorers[both], engine, out)
         finally:
             engine.close()
     return out
+
+
+def _map(name: str, given: GroupMap | None, data_dir: Path) -> GroupMap:
+    """The group map that a score names: the one given, none, or one that the worker or `groups` keeps in the data directory."""
+    if given is not None and given.id == name:
+        return given
+    if name == GroupMap.empty().id:
+        return GroupMap.empty()
+    for path in (data_dir / "state" / f"groups-{name}.parquet", data_dir / "groups" / f"{name}.parquet"):
+        if path.is_file():
+            return GroupMap.load(path)
+    raise UsageError(f"scores name the group map {name}, which is not in {data_dir}: give its file with --groups")
 
 
 def _check(c: _Case, scorer: Scorer, engine: StateEngine, out: Outcome) -> None:
@@ -230,7 +240,7 @@ class _Shared:
             self._i += 1
 
 
-def _scorer(model: str, world: _Shared, groups: GroupMap, data_dir: Path | None) -> Scorer:
+def _scorer(model: str, world: _Shared, groups: GroupMap, data_dir: Path) -> Scorer:
     from stream_dmgin.models.registry import load_model
 
     engine = EagerEngine(load_model(model, data_dir))
