@@ -36,7 +36,19 @@ def _one(inputs: Inputs, without: list[int] | None) -> dict[str, NDArray[Any]]:
     """The first row of the inputs, with some groups left out as if the user had never had them."""
     x = {k: v[:1].copy() for k, v in inputs.items()}
     if without:
-        for name in ("g_mask", "g_stat", "g_time", "g_age", "g_size", "e_item", "e_cls", "e_time", "e_dwell", "e_hour", "e_mask"):
+        for name in (
+            "g_mask",
+            "g_stat",
+            "g_time",
+            "g_age",
+            "g_size",
+            "e_item",
+            "e_cls",
+            "e_time",
+            "e_dwell",
+            "e_hour",
+            "e_mask",
+        ):
             x[name][:, without] = 0
         x["e_id"][:, without] = -1
         gone = np.isin(x["c_group"], without)

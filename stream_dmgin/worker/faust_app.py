@@ -127,7 +127,7 @@ class DataPath(Service):  # type: ignore[misc]
 
     async def on_start(self) -> None:
         """Start the thread."""
-        self._loop = asyncio.get_running_loop()
+        self._home = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="data-path", daemon=True)
         self._thread.start()
 
@@ -136,7 +136,7 @@ class DataPath(Service):  # type: ignore[misc]
             self._turns(self._stop)
         except BaseException as e:
             self.failure = e
-            asyncio.run_coroutine_threadsafe(self.crash(e), self._loop)
+            asyncio.run_coroutine_threadsafe(self.crash(e), self._home)
 
     async def on_stop(self) -> None:
         """Let the thread commit and leave its group."""

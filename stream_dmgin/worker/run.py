@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -183,9 +183,7 @@ def run(settings: Settings, *, score: bool, until_end: bool, ordered: bool = Fal
 def _signals() -> Iterator[threading.Event]:
     """An event that SIGTERM and SIGINT set."""
     stop = threading.Event()
-    handlers: list[tuple[int, Callable[..., Any] | int | None]] = []
-    for s in (signal.SIGTERM, signal.SIGINT):
-        handlers.append((s, signal.signal(s, lambda *_: stop.set())))
+    handlers = [(s, signal.signal(s, lambda *_: stop.set())) for s in (signal.SIGTERM, signal.SIGINT)]
     try:
         yield stop
     finally:
