@@ -5,6 +5,7 @@ underneath.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -138,11 +139,11 @@ class EagerEngine:
         return {k: self.model.calibration.apply(k, v) for k, v in self.logits(towers, inputs).items()}
 
 
-def choose_engine(model: Model, prefer: Prefer = "auto") -> tuple[Engine, str]:
-    """The engine for this machine, and a sentence that says why it is this one.
+def choose_engine(model: Model, prefer: Prefer = "auto", engines: Path | None = None) -> tuple[Engine, str]:
+    """The engine for this machine, and a sentence that says why it is this one. `engines`: where built engines are kept.
 
-    `auto`: TensorRT where CUDA and torch_tensorrt are there, else eager. UnavailableError where `tensorrt` is asked for
-    and can't be had.
+    `auto`: TensorRT where CUDA and torch_tensorrt are there and its engines hold, else eager. UnavailableError where
+    `tensorrt` is asked for and can't be had.
     """
     if prefer not in ("auto", "eager", "tensorrt"):
         raise UsageError(f"engine {prefer!r} is not known: give auto, eager or tensorrt")
@@ -152,7 +153,10 @@ def choose_engine(model: Model, prefer: Prefer = "auto") -> tuple[Engine, str]:
 
     lacking = tensorrt.lacking()
     if lacking is None:
-        return tensorrt.TensorRTEngine(model), "TensorRT: CUDA and torch_tensorrt are there"
+        try:
+            return tensorrt.TensorRTEngine(model, engines), "TensorRT: CUDA and torch_tensorrt are there"
+        except Exception as e:  # whatever a compiler or driver comes up with: serving goes on without it
+            lacking = f"its engines can't be built or don't hold here ({e})"
     if prefer == "tensorrt":
         raise UnavailableError(f"the TensorRT engine can't be used: {lacking}. Use --engine eager, or mend that")
     return EagerEngine(model), f"eager on the CPU: {lacking}"

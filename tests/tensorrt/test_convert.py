@@ -21,7 +21,7 @@ if importlib.util.find_spec("torch_tensorrt") is None:
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.models.dmgin import DMGINConfig
 from stream_dmgin.models.registry import untrained
-from stream_dmgin.scoring import graphs, tensorrt
+from stream_dmgin.scoring import compiled, graphs, tensorrt
 
 DEVICE = types.SimpleNamespace(name="none", major=8, minor=9, total_memory=8 << 30, multi_processor_count=40)
 
@@ -42,7 +42,7 @@ def trt() -> Any:
 
 
 MODEL = untrained("convert", DMGINConfig(spec=InputSpec(), heads=("order",)))
-GRAPHS = graphs.graphs(MODEL.network, users=tensorrt.MAX_USERS, candidates=tensorrt.CANDIDATES)
+GRAPHS = graphs.graphs(MODEL.network, users=compiled.MAX_USERS, candidates=compiled.CANDIDATES)
 
 
 @pytest.mark.timeout(600)

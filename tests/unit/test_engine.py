@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from stream_dmgin.errors import FormatError, UnavailableError, UsageError
+from stream_dmgin.errors import FormatError, StreamDmginError, UnavailableError, UsageError
 from stream_dmgin.features.inputs import Inputs
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.models import registry
 from stream_dmgin.models.calibration import Calibration
 from stream_dmgin.models.dmgin import DMGINConfig
-from stream_dmgin.scoring import check
+from stream_dmgin.scoring import check, compiled, graphs
 from stream_dmgin.scoring.engine import EagerEngine, choose_engine
 from stream_dmgin.scoring.graphs import example_inputs
 from stream_dmgin.scoring.tower_cache import TowerCache
@@ -161,6 +161,22 @@ def test_models_that_cannot_be_used_say_what_to_do(released: Path) -> None:
         other = broken("text")
         (other / "config.json").write_text("{")
         registry.load_model(other)
+
+
+def test_what_runs_compiled_graphs_cuts_and_pads_as_it_should() -> None:
+    runs = {g.name: g.module for g in graphs.graphs(MODEL.network, compiled.MAX_USERS, compiled.CANDIDATES)}
+    engine = compiled.CompiledEngine(MODEL, runs, "cpu")
+    assert engine.verify() < 1e-5  # one user and one candidate, and many
+    x = example_inputs(SPEC, compiled.MAX_USERS + 3, 5)
+    eager = EagerEngine(MODEL)
+    found, wanted = engine.head(engine.tower(x), x), eager.head(eager.tower(x), x)
+    for head in wanted:
+        np.testing.assert_allclose(found[head], wanted[head], rtol=0, atol=1e-6)
+    with pytest.raises(UsageError, match="at most 1000"):
+        engine.logits(engine.tower(x)[:1], example_inputs(SPEC, 1, 1001))
+    broken = compiled.CompiledEngine(MODEL, {**runs, "head128": lambda *x: runs["head128"](*x) + 0.1}, "cpu")
+    with pytest.raises(StreamDmginError, match="differs from the model"):
+        broken.verify()
 
 
 def test_exported_graphs_score_alike(released: Path, tmp_path: Path) -> None:
