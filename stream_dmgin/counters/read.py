@@ -18,7 +18,6 @@ from stream_dmgin.counters.layout import (
     A_IMPRESSIONS,
     A_ORDERS,
     C_CACHE,
-    C_CAPACITY,
     C_COUNTS,
     C_FIRST,
     C_KEYS,
@@ -37,6 +36,8 @@ from stream_dmgin.counters.layout import (
     LEVEL_AT,
     LIFE_AT,
     LOGIT_STEP,
+    N_ADDRESSES,
+    N_AGGREGATES,
     N_COUNTS,
     N_LEVELS,
     N_RATE_KINDS,
@@ -61,7 +62,7 @@ from stream_dmgin.counters.layout import (
     V_WEIGHT,
     V_WORK,
 )  # fmt: skip
-from stream_dmgin.native import f32, f64, i32, i64, kernel, u64
+from stream_dmgin.native import f32, f64, i32, i64, kernel, log, u64
 
 _LONGEST = N_LEVELS - 1
 _SALT = np.uint64(0x9E3779B97F4A7C15)
@@ -88,17 +89,25 @@ def find(keys: Any, rows: Any, kind: int, h: Any) -> int:
 
 
 @kernel
-def row_of(c: Any, kind: int, h: Any) -> Any:
-    """`find` by the table's addresses; -1 for hash 0 as well."""
+def row_of(table: Any, kind: Any, h: Any) -> Any:
+    """`find` by the address of CounterTable.addresses; -1 for hash 0 as well."""
     if h == 0:
-        return -1
-    cap = c[C_MASK] + 1
-    return find(u64(c[C_KEYS], (cap,)), i32(c[C_ROWS], (cap,)), kind, h)
+        return np.int64(-1)
+    c = i64(table, (N_ADDRESSES,))
+    keys, mask = u64(c[C_KEYS], (c[C_MASK] + 1,)), np.uint64(c[C_MASK])
+    key = mixed(kind, h)
+    at = key & mask
+    while keys[at] != 0:
+        if keys[at] == key:
+            return np.int64(i32(c[C_ROWS], (c[C_MASK] + 1,))[at])
+        at = (at + np.uint64(1)) & mask
+    return np.int64(-1)
 
 
 @kernel
-def _set_clock(c: Any, now: int) -> None:
+def _set_clock(table: Any, now: Any) -> None:
     """Work out for each slot which bucket would count there at `now`, and how much."""
+    c = i64(table, (N_ADDRESSES,))
     state, view = i64(c[C_STATE], (N_STATE,)), f64(c[C_VIEW], (N_VIEW,))
     weight = f64(c[C_WEIGHTS], (N_LEVELS, N_WEIGHTS))
     for level in range(N_LEVELS):
@@ -111,8 +120,11 @@ def _set_clock(c: Any, now: int) -> None:
 
 
 @kernel
-def _aggregate(c: Any, row: int, out: Any) -> None:
-    """Decayed sums of a row into out[:N_AGGREGATES]. Older buckets than those kept count nothing, later ones as age 0."""
+def _aggregate(table: Any, row: Any, to: Any) -> None:
+    """Decayed sums of a row into N_AGGREGATES doubles at an address. Older buckets than those kept count nothing, later ones as
+    age 0."""
+    c = i64(table, (N_ADDRESSES,))
+    out = f64(to, (N_AGGREGATES,))
     counts = i64(c[C_COUNTS] + row * N_COUNTS * 8, (N_COUNTS,))
     stamps = i32(c[C_STAMPS] + row * N_SLOTS * 4, (N_SLOTS,))
     state, view = i64(c[C_STATE], (N_STATE,)), f64(c[C_VIEW], (N_VIEW,))
@@ -146,22 +158,23 @@ def _aggregate(c: Any, row: int, out: Any) -> None:
 
 
 @kernel
-def _global_logit(hits: float, tries: float) -> float:
+def _global_logit(hits: float, tries: float) -> Any:
     tries = max(hits, tries)
-    x = math.log((hits + GLOBAL_HITS) / (tries - hits + GLOBAL_TRIES - GLOBAL_HITS))
+    x = log((hits + GLOBAL_HITS) / (tries - hits + GLOBAL_TRIES - GLOBAL_HITS))
     return math.floor(x * LOGIT_STEP + 0.5) / LOGIT_STEP
 
 
 @kernel
-def smoothed_logit(hits: float, tries: float, p: float, weight: float) -> float:
+def smoothed_logit(hits: float, tries: float, p: float, weight: float) -> Any:
     """Logit of (hits + weight p) / (tries + weight), where tries is at least hits."""
     tries = max(hits, tries)
-    return math.log((hits + weight * p) / (tries - hits + weight * (1.0 - p)))
+    return log((hits + weight * p) / (tries - hits + weight * (1.0 - p)))
 
 
 @kernel
-def refresh(c: Any, now: int) -> None:
+def refresh(table: Any, now: Any) -> None:
     """Bring the view up to `now` (ms); to be called once before reading entities."""
+    c = i64(table, (N_ADDRESSES,))
     state = i64(c[C_STATE], (N_STATE,))
     clock = now // CLOCK_MS
     if state[S_PRIOR_VERSION] == state[S_VERSION] and state[S_CLOCK] == clock and state[S_EPOCH] > 0:
@@ -169,9 +182,9 @@ def refresh(c: Any, now: int) -> None:
     view = f64(c[C_VIEW], (N_VIEW,))
     changed = state[S_CLOCK] != clock or state[S_EPOCH] == 0
     if changed:
-        _set_clock(c, now)
+        _set_clock(table, now)
     a = view[V_WORK:]
-    _aggregate(c, 0, a)
+    _aggregate(table, 0, c[C_VIEW] + 8 * V_WORK)
     for k in range(N_RATE_KINDS):
         if k < N_RATES:
             x = _global_logit(a[A_CLICKS + k], a[A_IMPRESSIONS + k])
@@ -190,23 +203,25 @@ def refresh(c: Any, now: int) -> None:
 
 
 @kernel
-def global_rate(c: Any, now: int) -> float:
+def global_rate(table: Any, now: Any) -> Any:
     """Click rate of the whole with the longest half-life, at `now`."""
-    refresh(c, now)
-    return float(f64(c[C_VIEW], (N_VIEW,))[V_RATE + _LONGEST])
+    refresh(table, now)
+    c = i64(table, (N_ADDRESSES,))
+    return f64(c[C_VIEW], (N_VIEW,))[V_RATE + _LONGEST]
 
 
 @kernel
-def _compute(c: Any, row: int, out: Any) -> None:
-    view = f64(c[C_VIEW], (N_VIEW,))
+def _compute(table: Any, row: Any, to: Any) -> None:
+    c = i64(table, (N_ADDRESSES,))
+    view, out = f64(c[C_VIEW], (N_VIEW,)), f32(to, (FEATURES,))
     a = view[V_WORK:]
-    _aggregate(c, row, a)
+    _aggregate(table, row, c[C_VIEW] + 8 * V_WORK)
     for k in range(N_RATES):
-        out[k] = math.log1p(a[A_IMPRESSIONS + k])
+        out[k] = log(1.0 + a[A_IMPRESSIONS + k])
         x = smoothed_logit(a[A_CLICKS + k], a[A_IMPRESSIONS + k], view[V_RATE + k], PRIOR_WEIGHT)
         out[N_RATES + k] = x - view[V_LOGIT + k]
     clicks = a[A_CLICKS + _LONGEST]
-    out[2 * N_RATES] = math.log1p(a[A_DWELL] / 1000.0 / (clicks + 1.0))
+    out[2 * N_RATES] = log(1.0 + a[A_DWELL] / 1000.0 / (clicks + 1.0))
     x = smoothed_logit(a[A_ORDERS], clicks, view[V_RATE + P_ORDER], PRIOR_WEIGHT)
     out[2 * N_RATES + 1] = x - view[V_LOGIT + P_ORDER]
     x = smoothed_logit(a[A_ENGAGEMENTS], clicks, view[V_RATE + P_ENGAGEMENT], PRIOR_WEIGHT)
@@ -214,24 +229,24 @@ def _compute(c: Any, row: int, out: Any) -> None:
 
 
 @kernel
-def row_features(c: Any, row: int, out: Any) -> None:
-    """Features of a row (-1: unknown, all zero) into out[:FEATURES], at the time of the last `refresh`."""
+def row_features(table: Any, row: Any, to: Any) -> None:
+    """Features of a row (-1: unknown, all zero) into FEATURES floats at an address, at the time of the last `refresh`."""
+    out = f32(to, (FEATURES,))
     if row < 0:
-        for k in range(FEATURES):
-            out[k] = 0.0
+        out[:] = 0
         return
-    cap = c[C_CAPACITY]
-    valid = i64(c[C_VALID], (cap,))
-    cache = f32(c[C_CACHE], (cap, FEATURES))
+    c = i64(table, (N_ADDRESSES,))
+    kept = c[C_CACHE] + 4 * FEATURES * row
+    valid = i64(c[C_VALID] + 8 * row, (1,))
     epoch = i64(c[C_STATE], (N_STATE,))[S_EPOCH]
-    if valid[row] != epoch:
-        _compute(c, row, cache[row])
-        valid[row] = epoch
-    for k in range(FEATURES):
-        out[k] = cache[row, k]
+    if valid[0] != epoch:
+        _compute(table, row, kept)
+        valid[0] = epoch
+    out[:] = f32(kept, (FEATURES,))
 
 
 @kernel
-def first_seen(c: Any, row: int) -> int:
+def first_seen(table: Any, row: Any) -> Any:
     """Start of the bucket (ms) in which a row was first counted."""
-    return int(i32(c[C_FIRST], (c[C_CAPACITY],))[row]) * CLOCK_MS
+    c = i64(table, (N_ADDRESSES,))
+    return np.int64(i32(c[C_FIRST] + 4 * row, (1,))[0]) * CLOCK_MS

@@ -155,9 +155,9 @@ def _reindex(keys: Any, rows: Any, hashes: Any, kinds: Any, used: int) -> None:
 
 
 @kernel
-def _read(c: Any, kind: int, h: Any, now: int, out: Any) -> None:
-    refresh(c, now)
-    row_features(c, row_of(c, kind, h), out)
+def _read(table: Any, kind: Any, h: Any, now: Any, to: Any) -> None:
+    refresh(table, now)
+    row_features(table, row_of(table, kind, h), to)
 
 
 class CounterTable:
@@ -238,7 +238,7 @@ class CounterTable:
     def read(self, kind: str, h: int, now: int) -> NDArray[np.float32]:
         """Features of one entity at `now` (ms), in the order of the entity's part of COUNTER_FEATURES."""
         out = np.zeros(FEATURES, np.float32)
-        _read(self.addresses, COUNTER_KINDS.index(kind), np.uint64(h), now, out)
+        _read(self.addresses.ctypes.data, COUNTER_KINDS.index(kind), np.uint64(h), now, out.ctypes.data)
         return out
 
     def totals(self, kind: str, h: int) -> dict[str, int]:
@@ -252,7 +252,7 @@ class CounterTable:
 
     def global_ctr(self, now: int) -> float:
         """The click rate over all items with the half-life of seven days at `now` (ms), as the features see it."""
-        return float(global_rate(self.addresses, now))
+        return float(global_rate(self.addresses.ctypes.data, now))
 
     def _totals(self, row: int) -> dict[str, int]:
         values = self._arrays["counts"][row, LIFE_AT:] if row >= 0 else np.zeros(N_METRICS, np.int64)

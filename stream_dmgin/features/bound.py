@@ -28,8 +28,8 @@ _INPUTS, _N = len(STATE), len(STATE) + len(ALL)
 (I_G_MASK, I_G_STAT, I_G_TIME, I_E_ITEM, I_E_ID, I_E_CLS, I_E_TIME, I_E_DWELL, I_E_HOUR, I_E_MASK, I_S_ITEM, I_S_CLS, I_S_TIME,
  I_S_DWELL, I_S_MASK, I_C_ITEM, I_C_ID, I_C_GROUP, I_C_DENSE, I_C_MASK, I_G_AGE, I_G_SIZE, I_U_DENSE,
  I_X_CAT) = range(_INPUTS, _N)  # fmt: skip
-(W_COUNTERS, W_CATALOGUE, W_MAP_KEYS, W_MAP_VALUES, W_MAP_SIZE, W_LOGS, W_AGES, W_COLUMNS, W_N_COLUMNS,
- W_SCRATCH) = range(_N, _N + 10)  # fmt: skip
+(W_COUNTERS, W_CATALOGUE, W_MAP_KEYS, W_MAP_VALUES, W_MAP_SIZE, W_LOGS, W_COLUMNS, W_N_COLUMNS,
+ W_SCRATCH, W_SELF) = range(_N, _N + 10)  # fmt: skip
 # dimensions: of the inputs, then of the state arrays
 (D_B, D_C, D_G, D_L, D_S, D_D, D_ITEMS, D_CATEGORIES, D_ADVERTISERS, D_UB, D_UG, D_UL, D_US, D_UM) = range(
     _N + 10, _N + 24

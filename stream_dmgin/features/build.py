@@ -18,7 +18,7 @@ from stream_dmgin.features import bound
 from stream_dmgin.features.catalogue import Catalogue, unit_vector
 from stream_dmgin.features.inputs import Inputs
 from stream_dmgin.features.request_side import NUMBERS, PLACE, SCRATCH, request_side
-from stream_dmgin.features.scales import age_limits, bucket, log_table
+from stream_dmgin.features.scales import bucket, log_table
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.features.user_side import user_side
 from stream_dmgin.groups.map import GroupMap
@@ -41,7 +41,7 @@ class FeatureBuilder:
         catalogue.require(spec.item_numbers)
         self.spec, self.catalogue, self.counters = spec, catalogue, counters
         self._groups = groups
-        self._logs, self._ages = log_table(), age_limits()
+        self._logs = log_table()
         self._columns = np.array([1 + catalogue.numbers.index(n) for n in spec.item_numbers], np.int32)
         self._scratch = np.zeros(SCRATCH // 8 + 1, np.int64)
         self._bound: dict[tuple[int, int], tuple[Any, Inputs, NDArray[np.int64]]] = {}
@@ -123,10 +123,10 @@ class FeatureBuilder:
         where[: len(state)] = state
         where[len(state) : len(state) + len(out.addresses)] = out.addresses
         g, s = self._groups, self.spec
-        where[bound.W_COUNTERS : bound.W_SCRATCH + 1] = (
+        where[bound.W_COUNTERS : bound.W_SELF + 1] = (
             self.counters.addresses.ctypes.data, self.catalogue.addresses.ctypes.data, g.keys.ctypes.data, g.values.ctypes.data,
-            len(g.keys), self._logs.ctypes.data, self._ages.ctypes.data, self._columns.ctypes.data, len(self._columns),
-            self._scratch.ctypes.data,
+            len(g.keys), self._logs.ctypes.data, self._columns.ctypes.data, len(self._columns),
+            self._scratch.ctypes.data, where.ctypes.data,
         )  # fmt: skip
         where[bound.D_B : bound.D_B + 9] = (
             out.users, out.candidates, s.groups, s.events, s.short, len(s.candidate_features), s.item_buckets, s.category_buckets,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from stream_dmgin.counters.layout import C_VIEW, FEATURES, N_KINDS, N_RATES, N_VIEW, V_LOGIT, V_RATE
+from stream_dmgin.counters.layout import N_ADDRESSES as C_ADDRESSES
 from stream_dmgin.counters.read import first_seen, mixed, refresh, row_features, row_of, smoothed_logit
 from stream_dmgin.features.bound import (
     D_B,
@@ -31,6 +32,7 @@ from stream_dmgin.features.bound import (
     I_G_SIZE,
     I_U_DENSE,
     I_X_CAT,
+    N_WHERE,
     U_EVENTS,
     U_GROUPS,
     U_GROUPS_TOTAL,
@@ -56,6 +58,7 @@ from stream_dmgin.features.bound import (
     W_MAP_VALUES,
     W_N_COLUMNS,
     W_SCRATCH,
+    W_SELF,
 )  # fmt: skip
 from stream_dmgin.features.catalogue import (
     K_ADVERTISER,
@@ -65,10 +68,12 @@ from stream_dmgin.features.catalogue import (
     K_FLAGS,
     K_NUMBERS,
     K_PLACE,
+    K_ROWS,
     KNOWN,
     PLACED,
     find_item,
 )
+from stream_dmgin.features.catalogue import N_ADDRESSES as K_ADDRESSES
 from stream_dmgin.features.scales import (
     ABSENT_HOURS,
     ABSENT_MINUTES,
@@ -86,7 +91,7 @@ from stream_dmgin.features.scales import (
 from stream_dmgin.features.spec import COUNTER_FEATURES, N_CLS, PAIR_FEATURES, USER_FEATURES
 from stream_dmgin.features.user_side import CLICK, IMPRESSION, put_item
 from stream_dmgin.groups.map import find_group
-from stream_dmgin.native import f32, f64, i32, i64, kernel, u8, u64
+from stream_dmgin.native import f32, f64, i32, i64, kernel, log, u8, u64
 
 N_COUNTER, N_PAIR, N_USER = len(COUNTER_FEATURES), len(PAIR_FEATURES), len(USER_FEATURES)
 _UG, _UI, _UC, _UA, _PLACE = (
@@ -152,10 +157,12 @@ def _find_entry(scratch: Any, kind: Any, h: Any) -> Any:
 
 
 @kernel
-def _index_rings(where: Any, r: Any, scratch: Any) -> Any:
+def _index_rings(w: Any, r: Any) -> Any:
     """Build the table of the rings of user row r. Returns (clicks since the oldest impression of a full ring, impressions)."""
+    where = i64(w, (N_WHERE,))
+    scratch = where[W_SCRATCH]
     UB, US, UM = where[D_UB], where[D_US], where[D_UM]
-    k = i64(where[W_CATALOGUE], (10,))
+    k = i64(where[W_CATALOGUE], (K_ADDRESSES,))
     category, advertiser = u64(k[K_CATEGORY], (k[K_CAPACITY],)), u64(k[K_ADVERTISER], (k[K_CAPACITY],))
     s_len, m_len = min(MAX_RING, i32(where[US_LEN], (UB,))[r]), min(MAX_RING, i32(where[UM_LEN], (UB,))[r])
     s_item, s_cls, s_ts = u64(where[US_ITEM], (UB, US)), u8(where[US_CLS], (UB, US)), i64(where[US_TS], (UB, US))
@@ -172,7 +179,7 @@ def _index_rings(where: Any, r: Any, scratch: Any) -> Any:
         is_click = clicked and s_cls[r, i] == CLICK
         if is_click and ts >= since:
             recent += 1
-        row = find_item(k, h)
+        row = find_item(where[W_CATALOGUE], h)
         for kind in range(N_KINDS):
             name = h
             if kind > 0:
@@ -199,7 +206,9 @@ def _group_place(key: Any) -> Any:
 
 
 @kernel
-def _index_groups(where: Any, r: Any, n: Any, scratch: Any) -> None:
+def _index_groups(w: Any, r: Any, n: Any) -> None:
+    where = i64(w, (N_WHERE,))
+    scratch = where[W_SCRATCH]
     places, done = i32(scratch + _S_GROUP, (N_GROUP_PLACES,)), u8(scratch + _S_DONE, (MAX_GROUPS,))
     keys = u64(where[UG_KEY], (where[D_UB], where[D_UG]))
     places[:] = 0
@@ -212,8 +221,9 @@ def _index_groups(where: Any, r: Any, n: Any, scratch: Any) -> None:
 
 
 @kernel
-def _find_user_group(where: Any, r: Any, key: Any, scratch: Any) -> Any:
-    places = i32(scratch + _S_GROUP, (N_GROUP_PLACES,))
+def _find_user_group(w: Any, r: Any, key: Any) -> Any:
+    where = i64(w, (N_WHERE,))
+    places = i32(where[W_SCRATCH] + _S_GROUP, (N_GROUP_PLACES,))
     keys = u64(where[UG_KEY], (where[D_UB], where[D_UG]))
     at = _group_place(key)
     while places[at] != 0:
@@ -224,13 +234,9 @@ def _find_user_group(where: Any, r: Any, key: Any, scratch: Any) -> Any:
 
 
 @kernel
-def _logit(p: Any) -> Any:
-    return math.log(p / (1.0 - p))
-
-
-@kernel
-def _put_group(where: Any, r: Any, g: Any, now: Any, user_rate: Any, user_logit: Any, out: Any) -> None:
-    """The user x group features into out[0.._N_UG-1]."""
+def _put_group(w: Any, r: Any, g: Any, now: Any, user_rate: Any, user_logit: Any, to: Any) -> None:
+    """The user x group features into _N_UG floats at an address."""
+    where, out = i64(w, (N_WHERE,)), f32(to, (_N_UG,))
     UB, UG = where[D_UB], where[D_UG]
     logs = f32(where[W_LOGS], (LOGS,))
     counts = i64(where[UG_COUNTS], (UB, UG, N_CLS))[r, g]
@@ -244,12 +250,14 @@ def _put_group(where: Any, r: Any, g: Any, now: Any, user_rate: Any, user_logit:
     out[2] = smoothed_logit(float(clicks), float(impressions), user_rate, GROUP_WEIGHT) - user_logit
     out[3] = log_count(logs, events - clicks)
     out[4] = log_hours(now - i64(where[UG_LAST], (UB, UG))[r, g])
-    out[5] = math.log1p(dwell / 1000.0 / max(1, events)) if dwell > 0 else 0.0
+    out[5] = log(1.0 + dwell / 1000.0 / max(1, events)) if dwell > 0 else 0.0
 
 
 @kernel
-def _put_pairs(scratch: Any, kind: Any, h: Any, now: Any, rate: Any, logit: Any, out: Any) -> None:
-    """User x item (kind 0: clicks, impressions, two ages), or user x category and advertiser (clicks, impressions, rate)."""
+def _put_pairs(scratch: Any, kind: Any, h: Any, now: Any, rate: Any, logit: Any, to: Any) -> None:
+    """User x item (kind 0: clicks, impressions, two ages), or user x category and advertiser (clicks, impressions, rate), as
+    floats at an address."""
+    out = f32(to, (4,))
     n = _find_entry(scratch, kind, h)
     if n < 0:
         out[0], out[1] = 0, 0
@@ -267,7 +275,9 @@ def _put_pairs(scratch: Any, kind: Any, h: Any, now: Any, rate: Any, logit: Any,
 
 
 @kernel
-def _put_user(where: Any, r: Any, now: Any, global_logit: Any, user_logit: Any, ring_logit: Any, out: Any) -> None:
+def _put_user(w: Any, r: Any, now: Any, global_logit: Any, user_logit: Any, ring_logit: Any, to: Any) -> None:
+    """USER_FEATURES into N_USER floats at an address."""
+    where, out = i64(w, (N_WHERE,)), f32(to, (N_USER,))
     UB, US, UM = where[D_UB], where[D_US], where[D_UM]
     logs = f32(where[W_LOGS], (LOGS,))
     events, impressions, groups, s_len, m_len = 0, 0, 0, 0, 0
@@ -296,7 +306,7 @@ def _put_user(where: Any, r: Any, now: Any, global_logit: Any, user_logit: Any, 
     out[5] = log_minutes(now - m_ts[r, 0]) if m_len > 0 else ABSENT_MINUTES
     out[6], out[7], out[8], out[9] = clicks_10m, impressions_10m, clicks_1h, impressions_1h
     out[10] = log_count(logs, groups)
-    out[11] = math.log1p(dwell / 1000.0 / with_dwell) if with_dwell > 0 else 0.0
+    out[11] = log(1.0 + dwell / 1000.0 / with_dwell) if with_dwell > 0 else 0.0
     day = TWO_PI * (now % DAY_MS) / DAY_MS
     week = TWO_PI * ((now + 3 * DAY_MS) % (7 * DAY_MS)) / (7 * DAY_MS)  # Monday first
     out[12], out[13], out[14], out[15] = math.sin(day), math.cos(day), math.sin(2.0 * day), math.cos(2.0 * day)
@@ -305,8 +315,10 @@ def _put_user(where: Any, r: Any, now: Any, global_logit: Any, user_logit: Any, 
 
 
 @kernel
-def _put_place(k: Any, row: Any, item_counters: Any, c: Any, now: Any, place: Any, out: Any) -> None:
-    """Price, distance and age of an item into out[0..4]."""
+def _put_place(w: Any, row: Any, item_counters: Any, now: Any, place_at: Any, to: Any) -> None:
+    """Price, distance and age of an item into five floats at an address."""
+    where, out, place = i64(w, (N_WHERE,)), f32(to, (5,)), f64(place_at, (PLACE,))
+    k = i64(where[W_CATALOGUE], (K_ADDRESSES,))
     if row >= 0:
         flags = u8(k[K_FLAGS], (k[K_CAPACITY],))[row]
         out[0] = f32(k[K_NUMBERS], (k[K_CAPACITY], k[K_COLUMNS]))[row, 0]
@@ -317,45 +329,87 @@ def _put_place(k: Any, row: Any, item_counters: Any, c: Any, now: Any, place: An
     if flags & PLACED and place[3] != 0.0:
         at = f64(k[K_PLACE], (k[K_CAPACITY], 3))[row]
         x, y, z = at[0] - place[0], at[1] - place[1], at[2] - place[2]
-        out[1] = math.log1p(2.0 * EARTH_KM * math.asin(min(1.0, 0.5 * math.sqrt(x * x + y * y + z * z))))
+        out[1] = log(1.0 + 2.0 * EARTH_KM * math.asin(min(1.0, 0.5 * math.sqrt(x * x + y * y + z * z))))
         out[2] = 1.0
-    out[3] = log_hours(now - first_seen(c, item_counters)) if item_counters >= 0 else 0.0
+    out[3] = log_hours(now - first_seen(where[W_COUNTERS], item_counters)) if item_counters >= 0 else 0.0
     out[4] = 1.0 if flags & KNOWN else 0.0
+
+
+@kernel
+def _put_candidate(
+    w: Any,
+    r: Any,
+    at: Any,
+    h: Any,
+    now: Any,
+    user_rate: Any,
+    user_logit: Any,
+    ring_rate: Any,
+    ring_logit: Any,
+    place: Any,
+) -> None:
+    """Everything of one candidate, at position `at` over users and candidates; `place`: address of the request's place."""
+    where = i64(w, (N_WHERE,))
+    counters, scratch = where[W_COUNTERS], where[W_SCRATCH]
+    k = i64(where[W_CATALOGUE], (K_ADDRESSES,))
+    slot = put_item(w, h, where[I_C_ITEM] + 12 * at)
+    row, category, advertiser = np.int64(-1), np.uint64(0), np.uint64(0)
+    if slot >= 0:
+        row = np.int64(i32(k[K_ROWS] + 4 * slot, (1,))[0])
+        category, advertiser = u64(k[K_CATEGORY] + 8 * row, (1,))[0], u64(k[K_ADVERTISER] + 8 * row, (1,))[0]
+    i32(where[I_C_ID] + 4 * at, (1,))[0] = short_id(h)
+    u8(where[I_C_MASK] + at, (1,))[0] = 1
+    out = where[I_C_DENSE] + 4 * where[D_D] * at
+    item_counters = row_of(counters, 0, h)
+    row_features(counters, item_counters, out)
+    row_features(counters, row_of(counters, 1, category), out + 4 * FEATURES)
+    row_features(counters, row_of(counters, 2, advertiser), out + 8 * FEATURES)
+    out += 4 * N_COUNTER
+    map_keys, map_values = u64(where[W_MAP_KEYS], (where[W_MAP_SIZE],)), i32(where[W_MAP_VALUES], (where[W_MAP_SIZE],))
+    group = find_group(map_keys, map_values, h)
+    g = _find_user_group(w, r, np.uint64(group) if group >= 0 else _TOP | (h >> np.uint64(1)))
+    i32(where[I_C_GROUP] + 4 * at, (1,))[0] = g if g >= 0 else where[D_G]
+    pair = f32(out, (_N_UG,))
+    if g >= 0:
+        ug, done = scratch + _S_UG + 4 * _N_UG * g, u8(scratch + _S_DONE + g, (1,))
+        if done[0] == 0:
+            _put_group(w, r, g, now, user_rate, user_logit, ug)
+            done[0] = 1
+        pair[:] = f32(ug, (_N_UG,))
+    else:
+        pair[0], pair[1], pair[2], pair[3], pair[4], pair[5] = 0.0, 0.0, 0.0, 0.0, ABSENT_HOURS, 0.0
+    _put_pairs(scratch, 0, h, now, 0.0, 0.0, out + 4 * _UI)
+    _put_pairs(scratch, 1, category, now, ring_rate, ring_logit, out + 4 * _UC)
+    _put_pairs(scratch, 2, advertiser, now, ring_rate, ring_logit, out + 4 * _UA)
+    _put_place(w, row, item_counters, now, place, out + 4 * _PLACE)
+    columns, more = i32(where[W_COLUMNS], (where[W_N_COLUMNS],)), f32(out + 4 * N_PAIR, (where[W_N_COLUMNS],))
+    for j in range(columns.shape[0]):
+        more[j] = f32(k[K_NUMBERS], (k[K_CAPACITY], k[K_COLUMNS]))[row, columns[j]] if row >= 0 else np.float32(0.0)
 
 
 @kernel
 def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) -> None:
     """Fill the request side of all D_B users of the inputs. Per user: `rows` (-1: nothing known), `numbers` [n,4] (ts, surface
     bucket, first and end index into `hashes`), `places` [n,4] (unit vector, 1 where known). Users after the last are padding."""
-    B, C, G, D = where[D_B], where[D_C], where[D_G], where[D_D]
-    UB, UG = where[D_UB], where[D_UG]
-    c, k = i64(where[W_COUNTERS], (12,)), i64(where[W_CATALOGUE], (10,))
-    map_keys, map_values = u64(where[W_MAP_KEYS], (where[W_MAP_SIZE],)), i32(where[W_MAP_VALUES], (where[W_MAP_SIZE],))
-    columns = i32(where[W_COLUMNS], (where[W_N_COLUMNS],))
-    scratch = where[W_SCRATCH]
-    logs = f32(where[W_LOGS], (LOGS,))
-    n_groups = i32(where[U_GROUPS], (UB,))
+    w, counters, scratch = where[W_SELF], where[W_COUNTERS], where[W_SCRATCH]
+    B, C, G, D, UB, UG = where[D_B], where[D_C], where[D_G], where[D_D], where[D_UB], where[D_UG]
+    logs, n_groups = f32(where[W_LOGS], (LOGS,)), i32(where[U_GROUPS], (UB,))
     counts, last = i64(where[UG_COUNTS], (UB, UG, N_CLS)), i64(where[UG_LAST], (UB, UG))
     c_item, c_id, c_group = i32(where[I_C_ITEM], (B, C, 3)), i32(where[I_C_ID], (B, C)), i32(where[I_C_GROUP], (B, C))
     c_dense, c_mask = f32(where[I_C_DENSE], (B, C, D)), u8(where[I_C_MASK], (B, C))
     g_age, g_size = f32(where[I_G_AGE], (B, G)), f32(where[I_G_SIZE], (B, G))
     u_dense, x_cat = f32(where[I_U_DENSE], (B, N_USER)), i32(where[I_X_CAT], (B,))
-    category, advertiser = u64(k[K_CATEGORY], (k[K_CAPACITY],)), u64(k[K_ADVERTISER], (k[K_CAPACITY],))
-    attributes = f32(k[K_NUMBERS], (k[K_CAPACITY], k[K_COLUMNS]))
-    ug = f32(scratch + _S_UG, (MAX_GROUPS, _N_UG))
-    ug_done = u8(scratch + _S_DONE, (MAX_GROUPS,))
-    view = f64(c[C_VIEW], (N_VIEW,))
-
+    view = f64(i64(counters, (C_ADDRESSES,))[C_VIEW], (N_VIEW,))
     for b in range(B):
         g_age[b], g_size[b] = 0, 0
         if b >= rows.shape[0]:
             u_dense[b], x_cat[b] = 0, 0
             c_item[b], c_id[b], c_group[b], c_dense[b], c_mask[b] = 0, -2, G, 0, 0
             continue
-        r, now = rows[b], numbers[b, 0]
-        refresh(c, now)
+        r, now = np.int64(rows[b]), numbers[b, 0]
+        refresh(counters, now)
         global_rate, global_logit = view[V_RATE + _SEVEN_DAYS], view[V_LOGIT + _SEVEN_DAYS]
-        groups = min(G, n_groups[r]) if r >= 0 else 0
+        groups = min(G, np.int64(n_groups[r])) if r >= 0 else np.int64(0)
         clicks, impressions = 0, 0
         for g in range(groups):
             total = 0
@@ -369,45 +423,28 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
         user_rate = 1.0 / (1.0 + math.exp(-user_logit))
         ring_logit, ring_rate = user_logit, user_rate
         if r >= 0:
-            recent, shown = _index_rings(where, r, scratch)
+            recent, shown = _index_rings(w, r)
             ring_logit = smoothed_logit(float(recent), float(shown), user_rate, RING_WEIGHT)
             ring_rate = 1.0 / (1.0 + math.exp(-ring_logit))
-            _index_groups(where, r, groups, scratch)
+            _index_groups(w, r, groups)
         else:
             i32(scratch, (N_PLACES,))[:] = 0
             i32(scratch + _S_GROUP, (N_GROUP_PLACES,))[:] = 0
-        _put_user(where, r, now, global_logit, user_logit, ring_logit, u_dense[b])
+        _put_user(w, r, now, global_logit, user_logit, ring_logit, where[I_U_DENSE] + 4 * N_USER * b)
         x_cat[b] = numbers[b, 1]
         start, n = numbers[b, 2], min(C, numbers[b, 3] - numbers[b, 2])
+        at = b * C
         for i in range(n):
-            h = hashes[start + i]
-            row = put_item(where, k, h, c_item[b, i])
-            cat = category[row] if row >= 0 else np.uint64(0)
-            adv = advertiser[row] if row >= 0 else np.uint64(0)
-            c_id[b, i] = short_id(h)
-            c_mask[b, i] = 1
-            out = c_dense[b, i]
-            item_counters = row_of(c, 0, h)
-            row_features(c, item_counters, out)
-            row_features(c, row_of(c, 1, cat), out[FEATURES:])
-            row_features(c, row_of(c, 2, adv), out[2 * FEATURES :])
-            pair = out[N_COUNTER:]
-            group = find_group(map_keys, map_values, h)
-            key = np.uint64(group) if group >= 0 else _TOP | (h >> np.uint64(1))
-            g = _find_user_group(where, r, key, scratch)
-            c_group[b, i] = g if g >= 0 else G
-            if g >= 0:
-                if ug_done[g] == 0:
-                    _put_group(where, r, g, now, user_rate, user_logit, ug[g])
-                    ug_done[g] = 1
-                for j in range(_N_UG):
-                    pair[j] = ug[g, j]
-            else:
-                pair[0], pair[1], pair[2], pair[3], pair[4], pair[5] = 0.0, 0.0, 0.0, 0.0, ABSENT_HOURS, 0.0
-            _put_pairs(scratch, 0, h, now, 0.0, 0.0, pair[_UI:])
-            _put_pairs(scratch, 1, cat, now, ring_rate, ring_logit, pair[_UC:])
-            _put_pairs(scratch, 2, adv, now, ring_rate, ring_logit, pair[_UA:])
-            _put_place(k, row, item_counters, c, now, places[b], pair[_PLACE:])
-            for j in range(columns.shape[0]):
-                pair[N_PAIR + j] = attributes[row, columns[j]] if row >= 0 else np.float32(0.0)
+            _put_candidate(
+                w,
+                r,
+                at + i,
+                hashes[start + i],
+                now,
+                user_rate,
+                user_logit,
+                ring_rate,
+                ring_logit,
+                places.ctypes.data + 8 * PLACE * b,
+            )
         c_item[b, n:], c_id[b, n:], c_group[b, n:], c_dense[b, n:], c_mask[b, n:] = 0, -2, G, 0, 0

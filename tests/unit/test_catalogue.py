@@ -31,7 +31,7 @@ ITEM = Item(
 
 
 def row(c: Catalogue, name: str) -> dict:
-    r = int(find_item(c.addresses, np.uint64(item_hash(name))))
+    r = int(find_item(c.addresses.ctypes.data, np.uint64(item_hash(name))))
     return (
         {k: c._arrays[k][r].tolist() for k in ("category", "advertiser", "place", "flags", "numbers")} if r >= 0 else {}
     )
