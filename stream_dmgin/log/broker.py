@@ -84,7 +84,7 @@ class LocalKafka:
         self._guard: subprocess.Popen[bytes] | None = None
         self.bootstrap = ""
 
-    def start(self, timeout: float = 60.0) -> str:
+    def start(self, timeout: float = 120.0) -> str:
         """Start and wait until the broker answers; returns "127.0.0.1:PORT". Raises UnavailableError with the reason."""
         missing = _missing()
         if missing:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes as C
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ from stream_dmgin.log.base import TP, Batch, GroupListener
 logger = logging.getLogger(__name__)
 
 CLOSE_S = 5.0
+_ABANDONED: list[Any] = []  # callbacks of handles that are still going down
 COMMITTED_MS = 10_000
 MEMBER_S = 2.0  # for the group's word that this member still belongs to it
 
@@ -115,13 +117,17 @@ class KafkaReader:
         error = self._lib.consumer_close_queue(self._rk, queue)
         end = time.monotonic() + CLOSE_S
         while not error and not self._lib.consumer_closed(self._rk) and time.monotonic() < end:
-            self._lib.queue_poll_callback(queue, 20)
+            self._serve_queue(queue, 20)
         if error:
             self._lib.error_destroy(error)
         for q in (queue, self._queue):
             self._lib.queue_destroy(q)
-        closed = self._lib.consumer_closed(self._rk)
-        self._lib.destroy_flags(self._rk, 0 if closed else rdkafka.DESTROY_AT_ONCE)
+        if self._lib.consumer_closed(self._rk):
+            self._lib.destroy_flags(self._rk, 0)
+        else:  # no broker answers: librdkafka waits for its requests to time out, we don't
+            own = (self._rk, rdkafka.DESTROY_AT_ONCE)
+            threading.Thread(target=self._lib.destroy_flags, args=own, name="librdkafka-destroy", daemon=True).start()
+            _ABANDONED.append(self._callbacks)
         self._rk = None
 
     # -- within -------------------------------------------------------------------------------------------------------
@@ -258,6 +264,13 @@ class KafkaReader:
         self._check(
             self._with_list(self._assigned, lambda p: self._lib.assign(self._rk, p)), "assigning partitions again"
         )
+
+    def _serve_queue(self, queue: int, milliseconds: int) -> None:
+        """Run the callbacks that wait in a queue of our own; messages that come with them aren't wanted any more.
+        (rd_kafka_queue_poll_callback would abort the process on a message.)"""
+        unwanted = (C.c_void_p * 16)()
+        for i in range(max(0, self._lib.consume_batch_queue(queue, milliseconds, unwanted, 16))):
+            self._lib.message_destroy(unwanted[i])
 
     def _forget_pauses(self) -> None:
         again = [tp for tp in self._paused if tp in self._assigned]
@@ -430,7 +443,7 @@ class KafkaGroupReader(KafkaReader):
             self._with_list({tp: offset}, lambda p: self._lib.commit_queue(self._rk, p, queue, told, None))
             end = time.monotonic() + MEMBER_S
             while not answer and time.monotonic() < end:
-                self._lib.queue_poll_callback(queue, 50)
+                self._serve_queue(queue, 20)
         finally:
             self._lib.queue_destroy(queue)
             self._callbacks.append(told)  # an answer may still be on its way

@@ -109,7 +109,6 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     ),
     "topic_name": (C.c_char_p, [C.c_void_p]),
     "queue_new": (C.c_void_p, [C.c_void_p]),
-    "queue_poll_callback": (C.c_int, [C.c_void_p, C.c_int]),
     "commit_queue": (C.c_int, [C.c_void_p, P_LIST, C.c_void_p, CommitCb, C.c_void_p]),
     "yield": (None, [C.c_void_p]),
     "consumer_close_queue": (C.c_void_p, [C.c_void_p, C.c_void_p]),

@@ -53,7 +53,7 @@ class Member:
         batch.release()
 
 
-def until(members: list[Member], what: Callable[[], bool], seconds: float = 25.0) -> None:
+def until(members: list[Member], what: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "waited too long"
@@ -114,7 +114,7 @@ def test_equal_partition_numbers_stay_together_while_members_come_and_go(
 
 
 def test_a_member_that_stalls_is_fenced_and_told_that_its_partitions_are_lost(kafka: str, prefix: str) -> None:
-    impatient = {"session.timeout.ms": "1500", "max.poll.interval.ms": "1500", "heartbeat.interval.ms": "300"}
+    impatient = {"session.timeout.ms": "3000", "max.poll.interval.ms": "3000", "heartbeat.interval.ms": "300"}
     with open_log("kafka://" + kafka, impatient) as log:
         topics = make(log, prefix)
         everyone = {(t, p) for t in topics for p in range(PARTITIONS)}
@@ -125,7 +125,7 @@ def test_a_member_that_stalls_is_fenced_and_told_that_its_partitions_are_lost(ka
         b = Member(log, prefix + "g", topics, {})
         until([b], lambda: b.mine == everyone)  # a doesn't poll
         a.reader.commit({(topics[0], 0): 0})  # refused: seen by a later call
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         with pytest.raises(Fenced):
             while time.monotonic() < end:
                 time.sleep(0.05)
