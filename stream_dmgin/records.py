@@ -171,7 +171,7 @@ def request_identity(value: bytes | None) -> tuple[str, str] | None:
     if not isinstance(m, dict):
         return None
     r, u = m.get("request_id"), m.get("user_id")
-    return (r, u) if isinstance(r, str) and isinstance(u, str) and r and u else None
+    return (r, u) if all(isinstance(x, str) and x and len(x.encode()) <= ID_BYTES for x in (r, u)) else None
 
 
 def _decode(decoder: Any, value: bytes | None) -> Any:

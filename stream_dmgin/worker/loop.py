@@ -24,7 +24,7 @@ from stream_dmgin.log.base import TP, Batch, GroupReader, Record, Writer
 from stream_dmgin.records import decode_request, request_identity
 from stream_dmgin.state.parse import parse_events
 from stream_dmgin.worker.answers import Answers, Asked
-from stream_dmgin.worker.dead_letters import dead_letter
+from stream_dmgin.worker.dead_letters import dead_letter, without_value
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.partitions import REQUESTS_ROW, Owned, Partitions
 from stream_dmgin.worker.shared import Shared
@@ -155,15 +155,22 @@ class Loop:
         for k in range(0, len(asked), self._max_requests):
             part = asked[k : k + self._max_requests]
             for a, (key, value, headers) in self._answers.answer(part):
-                self._send_score(key, value, headers, a.owned, a.offset)
+                try:
+                    self._send_score(key, value, headers, a.owned, a.offset)
+                except RecordError as e:  # the topic takes requests of this size, but not their answers
+                    log_.error("an answer is too large for its topic, the request is rejected: %s", e)
+                    identity = a.request.request_id, a.request.user_id
+                    self._send_score(
+                        *self._answers.rejection(identity, a.owned, str(e), a.timestamp), a.owned, a.offset
+                    )
 
     def _send_score(
         self, key: bytes, value: bytes, headers: tuple[tuple[str, bytes], ...], owned: Owned, offset: int
     ) -> None:
-        self.totals.scores += 1
         answered = owned.answered
         # The answer goes to the request's own partition number: scores are co-partitioned with requests.
         self._append(self._partitions.scores_topic, key, value, headers, owned.partition, lambda: answered.done(offset))
+        self.totals.scores += 1
 
     def _reject(self, batch: Batch, i: int, owned: Owned, error: RecordError) -> None:
         assert self._answers is not None
@@ -225,7 +232,12 @@ class Loop:
             self._dead_undelivered -= 1
 
         self._dead_undelivered += 1
-        self._append(self._dead_topic, d.key, d.value, d.headers, None, durable, timestamp=d.timestamp)
+        try:
+            self._append(self._dead_topic, d.key, d.value, d.headers, None, durable, timestamp=d.timestamp)
+        except RecordError as e:  # its own topic took it, but with the headers it is too large for this one
+            log_.error("a dead letter goes without its value, which stays at the offset in its headers: %s", e)
+            d = without_value(record, error)
+            self._append(self._dead_topic, d.key, d.value, d.headers, None, durable, timestamp=d.timestamp)
 
     def _append(
         self, topic: str, key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes], ...], partition: int | None,
@@ -238,10 +250,10 @@ class Loop:
             elif done is not None:
                 done()
 
-        self._undelivered += 1
         self._writer.append(
             topic, key, value, headers=headers, partition=partition, timestamp=timestamp, on_delivery=delivered
         )
+        self._undelivered += 1
 
     # Commit
 

@@ -317,7 +317,8 @@ def test_requests_missing_a_field(missing: str) -> None:
 @pytest.mark.parametrize(
     "value", [None, b"", b"\xc1", b"\x91" * 100_000 + b"\xc0", msgpack.packb([1]), msgpack.packb({"request_id": "r"}),
               msgpack.packb({"request_id": "", "user_id": "u"}), msgpack.packb({"request_id": 1, "user_id": "u"}),
-              b"\x81\x91\x01\x02", b"\x81\xa1\xff\x01"],
+              b"\x81\x91\x01\x02", b"\x81\xa1\xff\x01", msgpack.packb({"request_id": "r" * 1025, "user_id": "u"}),
+              msgpack.packb({"request_id": "r", "user_id": "é" * 513})],
 )  # fmt: skip
 def test_requests_that_cannot_be_identified(value: bytes | None) -> None:
     assert records.request_identity(value) is None
