@@ -112,11 +112,18 @@ class KafkaLog:
         )
 
     def configure(self, topic: str, config: Mapping[str, str]) -> None:
-        """See base.Log."""
-        entries = [ConfigEntry(k, str(v), incremental_operation=AlterConfigOpType.SET) for k, v in config.items()]
+        """See base.Log. Returns when the brokers tell the new configuration."""
+        want = {k: str(v) for k, v in config.items()}
+        entries = [ConfigEntry(k, v, incremental_operation=AlterConfigOpType.SET) for k, v in want.items()]
         resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
         for f in self._admin.incremental_alter_configs([resource], request_timeout=REQUEST_S).values():
             self._result(f, f"configuring topic {topic}")
+
+        def told() -> None:
+            if not want.items() <= self._configs([topic]).get(topic, {}).items():
+                raise _Unsettled(f"{self.url} doesn't tell the new configuration of {topic} yet")
+
+        _patiently(told)
 
     def begins(self, topic: str) -> dict[int, int]:
         """See base.Log."""
