@@ -43,7 +43,7 @@ def kernel(f: Callable[..., Any]) -> Kernel:
     cache: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if hasattr(cache, "_source_stamp"):
         cache._source_stamp = _STAMP
-    return compiled
+    return compiled  # type: ignore[no-any-return]
 
 
 def _pointer(typing_context: Any, address: Any) -> Any:

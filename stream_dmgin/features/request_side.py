@@ -89,7 +89,7 @@ from stream_dmgin.features.scales import (
     short_id,
 )  # fmt: skip
 from stream_dmgin.features.spec import COUNTER_FEATURES, N_CLS, PAIR_FEATURES, USER_FEATURES
-from stream_dmgin.features.user_side import CLICK, IMPRESSION, put_item
+from stream_dmgin.features.user_side import CLICK, IMPRESSION, MAX_GROUPS, put_item
 from stream_dmgin.groups.map import find_group
 from stream_dmgin.native import f32, f64, i32, i64, kernel, log, u8, u64
 
@@ -111,7 +111,6 @@ N_PLACES = 1024
 (R_CLICKS, R_IMPRESSIONS, R_RECENT, R_LAST_EVENT, R_LAST_IMPRESSION) = range(5)
 # A user's groups by key, and the features of those already worked out for this request
 N_GROUP_PLACES = 256
-MAX_GROUPS = 128
 NUMBERS, PLACE = 4, 4  # columns of a request: ts, surface bucket, first candidate, end; x, y, z, known
 
 # Scratch memory, in bytes: places (i32), keys (u64), values (i64), group places (i32), group features (f32), done (u8)
@@ -394,7 +393,7 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
     w, counters, scratch = where[W_SELF], where[W_COUNTERS], where[W_SCRATCH]
     B, C, G, D, UB, UG = where[D_B], where[D_C], where[D_G], where[D_D], where[D_UB], where[D_UG]
     logs, n_groups = f32(where[W_LOGS], (LOGS,)), i32(where[U_GROUPS], (UB,))
-    counts, last = i64(where[UG_COUNTS], (UB, UG, N_CLS)), i64(where[UG_LAST], (UB, UG))
+    counts = i64(where[UG_COUNTS], (UB, UG, N_CLS))
     c_item, c_id, c_group = i32(where[I_C_ITEM], (B, C, 3)), i32(where[I_C_ID], (B, C)), i32(where[I_C_GROUP], (B, C))
     c_dense, c_mask = f32(where[I_C_DENSE], (B, C, D)), u8(where[I_C_MASK], (B, C))
     g_age, g_size = f32(where[I_G_AGE], (B, G)), f32(where[I_G_SIZE], (B, G))
@@ -410,6 +409,9 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
         refresh(counters, now)
         global_rate, global_logit = view[V_RATE + _SEVEN_DAYS], view[V_LOGIT + _SEVEN_DAYS]
         groups = min(G, np.int64(n_groups[r])) if r >= 0 else np.int64(0)
+        age, seen = f32(where[I_G_AGE] + 4 * b * G, (groups,)), i64(where[UG_LAST] + 8 * r * UG, (groups,))
+        for g in range(groups):  # a loop of its own: it vectorises
+            age[g] = log2_minutes(now - seen[g])
         clicks, impressions = 0, 0
         for g in range(groups):
             total = 0
@@ -417,7 +419,6 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
                 total += counts[r, g, cls]
             clicks += counts[r, g, CLICK]
             impressions += counts[r, g, IMPRESSION]
-            g_age[b, g] = log2_minutes(now - last[r, g])
             g_size[b, g] = log_count(logs, total - counts[r, g, IMPRESSION])
         user_logit = smoothed_logit(float(clicks), float(impressions), global_rate, USER_WEIGHT)
         user_rate = 1.0 / (1.0 + math.exp(-user_logit))
@@ -433,18 +434,8 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
         _put_user(w, r, now, global_logit, user_logit, ring_logit, where[I_U_DENSE] + 4 * N_USER * b)
         x_cat[b] = numbers[b, 1]
         start, n = numbers[b, 2], min(C, numbers[b, 3] - numbers[b, 2])
-        at = b * C
+        at, place = b * C, places.ctypes.data + 8 * PLACE * b
         for i in range(n):
-            _put_candidate(
-                w,
-                r,
-                at + i,
-                hashes[start + i],
-                now,
-                user_rate,
-                user_logit,
-                ring_rate,
-                ring_logit,
-                places.ctypes.data + 8 * PLACE * b,
-            )
+            h = hashes[start + i]
+            _put_candidate(w, r, at + i, h, now, user_rate, user_logit, ring_rate, ring_logit, place)
         c_item[b, n:], c_id[b, n:], c_group[b, n:], c_dense[b, n:], c_mask[b, n:] = 0, -2, G, 0, 0
