@@ -28,6 +28,6 @@ def of(meta: Meta) -> Recipe:
     numbers, heads = tuple(meta.item_numbers), tuple(meta.heads)
     if meta.dataset == "kuairand":
         spec = InputSpec(groups=32, events=16, short=32, item_buckets=16384, item_numbers=numbers)
-        return Recipe(DMGINConfig(spec, heads), Options(epochs=2))
+        return Recipe(DMGINConfig(spec, heads), Options(epochs=3))
     spec = InputSpec(groups=48, events=16, short=32, item_buckets=16384, item_numbers=numbers)
     return Recipe(DMGINConfig(spec, heads), Options())
