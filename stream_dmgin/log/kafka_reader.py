@@ -38,6 +38,7 @@ class KafkaReader:
         self, settings: Mapping[str, str], topics: Sequence[str], rebalance: Callable[..., None] | None = None
     ) -> None:
         self._lib = lib = rdkafka.library()
+        rdkafka.warm()
         self.topics = tuple(topics)
         self._number = {t: i for i, t in enumerate(self.topics)}
         self._log = rdkafka.RateLimitedLog(logger)

@@ -271,6 +271,15 @@ def destroy_all(messages: NDArray[np.uint64], destroy_fn: np.uint64) -> None:
         call_void(destroy_fn, messages[i])
 
 
+@functools.cache
+def warm() -> None:
+    """Compile what a reader calls, or load it from numba's cache, so that the first records don't wait for it."""
+    none: NDArray[np.uint64] = np.empty(0, np.uint64)
+    i32, i64 = np.empty(0, np.int32), np.empty(0, np.int64)
+    columns(none, np.uint64(0), i32, none, np.empty(0, np.uint8), i32, i64, i64, none, i32, none, i32)
+    destroy_all(none, np.uint64(0))
+
+
 def address_of(function: Any) -> np.uint64:
     """The address of a bound function, for `columns` and `destroy_all`."""
     return np.uint64(C.cast(function, C.c_void_p).value or 0)
