@@ -8,7 +8,7 @@ Times are integer milliseconds since the epoch, UTC.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -171,7 +171,11 @@ def request_identity(value: bytes | None) -> tuple[str, str] | None:
     if not isinstance(m, dict):
         return None
     r, u = m.get("request_id"), m.get("user_id")
-    return (r, u) if all(isinstance(x, str) and x and len(x.encode()) <= ID_BYTES for x in (r, u)) else None
+    return (r, u) if _is_id(r) and _is_id(u) else None
+
+
+def _is_id(x: Any) -> TypeGuard[str]:
+    return isinstance(x, str) and 0 < len(x.encode()) <= ID_BYTES
 
 
 def _decode(decoder: Any, value: bytes | None) -> Any:

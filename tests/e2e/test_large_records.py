@@ -51,6 +51,7 @@ def request(**fields: Any) -> bytes:
     return msgpack.packb({"request_id": "r", "user_id": "u", "ts": T, "candidates": ["i"], **fields})
 
 
+@pytest.mark.timeout(400)
 def test_what_does_not_fit_is_said_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Topics that someone else made: events and requests may be larger there than dead letters and scores."""
     url = f"file:{tmp_path / 'log'}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import confluent_kafka as ck
 import msgpack
+import pytest
 
 from stream_dmgin.log.base import TP, TopicInfo, open_log
 from stream_dmgin.log.scan import scan
@@ -62,6 +63,7 @@ def test_a_reader_says_where_a_partition_ends(kafka: str, prefix: str) -> None:
         reader.close()
 
 
+@pytest.mark.timeout(400)
 def test_the_worker_takes_such_topics_as_read(kafka: str, prefix: str, tmp_path: Path) -> None:
     """Items, events and requests all written in transactions: everything is folded and answered, and the run ends."""
     args = ["--log", "kafka://" + kafka, "--prefix", prefix, "--data-dir", str(tmp_path)]

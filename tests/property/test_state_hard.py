@@ -223,6 +223,7 @@ def from_offsets(engine: StateEngine, log: list[Logged], size: int):  # type: ig
         yield lambda at=at: fold(rest[at : at + size])
 
 
+@pytest.mark.timeout(400)
 def test_a_process_killed_while_it_writes_leaves_the_fold_of_its_offsets(tmp_path: Path) -> None:
     code = textwrap.dedent(WRITER).format(root=str(Path(__file__).parents[2]))
     r = random.Random(3)
