@@ -27,10 +27,10 @@ def command() -> None:
 @common_options
 def fold(ctx: Context, on: str, events: int, users: int) -> None:
     """Events per second from the log into RocksDB on one core, against a plain Python dict fold."""
-    from stream_dmgin.bench import fold as bench
+    from stream_dmgin.bench.fold import measure
     from stream_dmgin.bench.workload import Workload
 
-    ctx.emit(bench.measure(on, events, Workload(users=users)))
+    ctx.emit(measure(on, events, Workload(users=users)))
 
 
 @command.command()
@@ -40,7 +40,7 @@ def fold(ctx: Context, on: str, events: int, users: int) -> None:
 @common_options
 def read(ctx: Context, lives: str, users: int, candidates: int) -> None:
     """Microseconds from one user's state to the model's inputs."""
-    from stream_dmgin.bench import read as bench
+    from stream_dmgin.bench.read import measure
 
     try:
         lengths = [int(x) for x in lives.split(",")]
@@ -48,7 +48,7 @@ def read(ctx: Context, lives: str, users: int, candidates: int) -> None:
         raise click.BadParameter(
             f"{lives!r}: give whole numbers with commas between them", param_hint="--lives"
         ) from None
-    ctx.emit(bench.measure(lengths, users, candidates))
+    ctx.emit(measure(lengths, users, candidates))
 
 
 @command.command()
@@ -58,9 +58,9 @@ def read(ctx: Context, lives: str, users: int, candidates: int) -> None:
 @common_options
 def score(ctx: Context, model: str | None, requests: int, candidates: int) -> None:
     """Milliseconds from state to probabilities, against the whole model run anew for each request."""
-    from stream_dmgin.bench import score as bench
+    from stream_dmgin.bench.score import measure
 
-    ctx.emit(bench.measure(model or ctx.settings["worker.model"], ctx.settings.data_dir, requests, candidates))
+    ctx.emit(measure(model or ctx.settings["worker.model"], ctx.settings.data_dir, requests, candidates))
 
 
 @command.command()
@@ -81,9 +81,9 @@ def latency(
     model: str | None,
 ) -> None:
     """Milliseconds from request written to score read, beside a stream of events."""
-    from stream_dmgin.bench import latency as bench
+    from stream_dmgin.bench.latency import measure
 
-    ctx.emit(bench.measure(on, requests_per_s, events_per_s, seconds, candidates, model))
+    ctx.emit(measure(on, requests_per_s, events_per_s, seconds, candidates, model))
 
 
 @command.command()
@@ -92,6 +92,6 @@ def latency(
 @common_options
 def recover(ctx: Context, on: str, events: int) -> None:
     """Seconds until a worker with an empty data directory has folded the whole log."""
-    from stream_dmgin.bench import recover as bench
+    from stream_dmgin.bench.recover import measure
 
-    ctx.emit(bench.measure(on, events))
+    ctx.emit(measure(on, events))
