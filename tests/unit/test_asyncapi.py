@@ -18,6 +18,7 @@ from stream_dmgin.counters.increments import Increments
 from stream_dmgin.log import manage
 from stream_dmgin.log.base import Record
 from stream_dmgin.worker.dead_letters import dead_letter
+from stream_dmgin.worker.releases import KEY as MODEL_KEY
 
 HERE = Path(__file__).resolve().parents[2] / "topics"
 DOC: dict[str, Any] = yaml.safe_load((HERE / "asyncapi.yaml").read_text())
@@ -123,6 +124,8 @@ def test_examples_are_good_records(name: str, example: dict[str, Any]) -> None:
         assert records.decode_request(key, value, payload["ts"]).candidates == payload["candidates"]
     elif name == "item":
         assert records.decode_item(payload["item_id"].encode(), value).item_id == payload["item_id"]
+    elif name == "control":
+        assert MESSAGES[name]["bindings"]["kafka"]["key"]["enum"] == [MODEL_KEY]
     else:
         score = records.decode_score(value)
         assert msgpack.unpackb(records.encode(score)) == payload
