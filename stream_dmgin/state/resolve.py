@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stream_dmgin.state.hash import same_bytes
-from stream_dmgin.state.jit import kernel
+from stream_dmgin.state.jit import kernel, prefetch
 from stream_dmgin.state.layout import (
     A_,
     DONE,
@@ -169,6 +169,35 @@ def type_number(S: Any, h: Any, address: Any, n: Any) -> Any:
 
 
 @kernel
+def ahead_slots(S: Any, user_hash: Any, item_hash: Any) -> None:
+    """Fetch where the look-ups of a row to come begin."""
+    prefetch(base_of(S, H_) + 16 * (user_hash & (size_of(S, H_) // 2 - 1)))
+    prefetch(base_of(S, IH_) + 16 * (item_hash & (size_of(S, IH_) // 2 - 1)))
+
+
+@kernel
+def ahead_rows(S: Any, user_hash: Any, item_hash: Any) -> None:
+    """Fetch the rows that the first slots of a row to come point at."""
+    s = S.H[2 * (user_hash & (size_of(S, H_) // 2 - 1)) + 1]
+    if s:
+        prefetch(base_of(S, U_) + 8 * (UW * (s - 1) + U_HASH))
+    s = S.IH[2 * (item_hash & (size_of(S, IH_) // 2 - 1)) + 1]
+    if s:
+        prefetch(base_of(S, I_) + 8 * IW * (s - 1))
+
+
+@kernel
+def ahead_ids(S: Any, user_hash: Any, item_hash: Any) -> None:
+    """Fetch the ids that will be compared."""
+    s = S.H[2 * (user_hash & (size_of(S, H_) // 2 - 1)) + 1]
+    if s:
+        prefetch(base_of(S, A_) + 8 * S.U[(s - 1) * UW + U_ID])
+    s = S.IH[2 * (item_hash & (size_of(S, IH_) // 2 - 1)) + 1]
+    if s:
+        prefetch(base_of(S, IB_) + S.I[(s - 1) * IW + I_AT])
+
+
+@kernel
 def resolve(
     addresses: Any, rows: Any, status: Any, topic: Any, offset: Any, user_hash: Any, user_addr: Any, user_len: Any, item_hash: Any,
     item_addr: Any, item_len: Any, type_hash: Any, type_addr: Any, type_len: Any, keys: Any, values: Any, in_memory: Any,
@@ -177,7 +206,17 @@ def resolve(
     """Fill slots, items and types for rows[start:]. Users not cached get a slot that isn't LOADED and are listed in `missing`
     (M_MISS of them). On a NEED_* code M_POS is the row to go on from."""
     S = mem_at(addresses)
-    for j in range(start, len(rows)):
+    n_rows = len(rows)
+    for j in range(start, n_rows):
+        if j + 24 < n_rows:
+            r = rows[j + 24]
+            ahead_slots(S, user_hash[r], item_hash[r])
+        if j + 12 < n_rows:
+            r = rows[j + 12]
+            ahead_rows(S, user_hash[r], item_hash[r])
+        if j + 5 < n_rows:
+            r = rows[j + 5]
+            ahead_ids(S, user_hash[r], item_hash[r])
         r = rows[j]
         if status[r] or offset[r] < S.P[topic[r]]:
             continue
