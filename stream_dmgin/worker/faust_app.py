@@ -29,9 +29,9 @@ Turns = Callable[[threading.Event], None]  # the data path: runs until the event
 STOP_S = 60.0
 
 
-def make_app(settings: Settings, health: Health) -> faust.App:
-    """The application: web views at `worker.http` (HOST:PORT or off) and the control table."""
-    http, bootstrap = settings["worker.http"], settings.log.removeprefix("kafka://")
+def make_app(settings: Settings, http: str, health: Health) -> faust.App:
+    """The application: web views at `http` (HOST:PORT or off) and the control table."""
+    bootstrap = settings.log.removeprefix("kafka://")
     host, _, port = ("127.0.0.1", "", "6066") if http == "off" else http.rpartition(":")
     app = faust.App(
         f"{settings['worker.group']}-control",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import socket
 import threading
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +14,34 @@ from aiohttp import web
 
 from stream_dmgin.errors import UnavailableError
 from stream_dmgin.worker.health import Health
+
+log_ = logging.getLogger(__name__)
+
+
+def free_address(address: str, chosen: bool) -> str:
+    """The address to serve at. Where it is taken: UnavailableError if the user chose it, else another port of the same host,
+    so that a second worker on a machine starts without further ado."""
+    host, _, port = address.rpartition(":")
+    for wanted in (int(port), 0):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                s.bind((host.strip("[]"), wanted))
+            except OSError as e:
+                if chosen or wanted == 0:
+                    raise _taken(address, e) from None
+                continue
+            found = f"{host}:{s.getsockname()[1]}"
+            if found != address:
+                log_.warning("%s is taken: health and metrics are at http://%s", address, found)
+            return found
+    raise AssertionError("unreachable")
+
+
+def _taken(address: str, e: OSError) -> UnavailableError:
+    return UnavailableError(
+        f"worker.http: {address} can't be listened on ({e.strerror}): give another --http, or `off`"
+    )
 
 
 class HealthServer:
@@ -29,9 +59,7 @@ class HealthServer:
             self._run(self._start())
         except OSError as e:
             self._close()
-            raise UnavailableError(
-                f"worker.http: {self._host}:{self._port} can't be listened on ({e.strerror}): give another --http, or `off`"
-            ) from None
+            raise _taken(f"{self._host}:{self._port}", e) from None
         return self
 
     def __exit__(self, t: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:

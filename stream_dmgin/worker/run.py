@@ -20,6 +20,7 @@ from stream_dmgin.scoring.tower_cache import TowerCache
 from stream_dmgin.settings import Settings
 from stream_dmgin.worker.answers import FLOOR, Answers
 from stream_dmgin.worker.health import Health
+from stream_dmgin.worker.http import HealthServer, free_address
 from stream_dmgin.worker.lag import LagWatcher
 from stream_dmgin.worker.loop import Loop
 from stream_dmgin.worker.ordered import OrderedReader
@@ -155,10 +156,12 @@ def _scorer(settings: Settings, shared: Shared, groups: GroupMap, health: Health
 def run(settings: Settings, *, score: bool, until_end: bool, ordered: bool = False) -> dict[str, Any]:
     """Run a worker until SIGTERM, SIGINT or the end of the log; what it did, as the contract's JSON. Blocks."""
     t0 = time.monotonic()
-    http = settings["worker.http"]
+    http: str = "off" if until_end else settings["worker.http"]
+    if http != "off":
+        http = free_address(http, chosen=settings.origin["worker.http"] != "default")
     with ExitStack() as stack:
         w = stack.enter_context(worker(settings, score=score, ordered=ordered))
-        if not until_end and http != "off":
+        if http != "off":
             stack.enter_context(LagWatcher(settings, w.health))
         if until_end:
             with _signals() as stop:
@@ -166,12 +169,10 @@ def run(settings: Settings, *, score: bool, until_end: bool, ordered: bool = Fal
         elif settings.log.startswith("kafka://"):
             from stream_dmgin.worker import faust_app
 
-            app = faust_app.make_app(settings, w.health)
+            app = faust_app.make_app(settings, http, w.health)
             faust_app.run(app, w.turns, settings["log_level"])
         else:
             if http != "off":
-                from stream_dmgin.worker.http import HealthServer
-
                 stack.enter_context(HealthServer(http, w.health))
             w.turns(stack.enter_context(_signals()))
         w.health.stopping = True
