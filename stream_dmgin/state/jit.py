@@ -1,7 +1,8 @@
 """Compiling the kernels of the state with numba, once a machine.
 
 `kernel` is numba's njit with the on-disk cache. Numba looks only at a function's own file to see whether its cached code is
-stale, but kernels inline functions and constants of other files here: the cache is stamped with the content of all files that hold kernels.
+stale, but kernels inline functions and constants of other files here: the cache is stamped with the content of all files
+that hold kernels.
 """
 
 from __future__ import annotations
@@ -16,18 +17,22 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from stream_dmgin.features.spec import N_CLS
+from stream_dmgin.records import DWELL_MAX, ID_BYTES, TS_AHEAD, TS_MIN, TYPE_BYTES, VALUE_MAX
+
 Kernel = Callable[..., Any]
 
 
 KERNEL_FILES = (
     "jit.py", "hash.py", "layout.py", "msgpack.py", "parse.py", "mem.py", "fold.py", "resolve.py", "load.py", "encode.py",
-    "readout.py", "entry.py", "../records.py", "../features/spec.py",
+    "readout.py", "entry.py",
 )  # fmt: skip
+CONSTANTS = (TS_MIN, TS_AHEAD, DWELL_MAX, VALUE_MAX, TYPE_BYTES, ID_BYTES, N_CLS)  # of other rooms, used in kernels
 
 
 def _stamp() -> tuple[int, int]:
-    """Sizes and checksum of the files whose code and constants may be inside a compiled kernel."""
-    contents = [(Path(__file__).parent / f).read_bytes() for f in KERNEL_FILES]
+    """Sizes and checksum of the files, and the constants, whose content may be inside a compiled kernel."""
+    contents = [repr(CONSTANTS).encode(), *((Path(__file__).parent / f).read_bytes() for f in KERNEL_FILES)]
     return sum(map(len, contents)), zlib.crc32(b"".join(contents))
 
 
