@@ -185,8 +185,8 @@ def _balanced(x: Matrix, labels: NDArray[np.int64], centres: Matrix, cap: int) -
 def _quality(x: Matrix, groups: NDArray[np.int64], k: int, moved: int, items: Embeddings) -> Quality:
     sizes = np.bincount(groups)
     share = sizes / sizes.sum()
-    means = np.zeros((len(sizes), x.shape[1]))
-    np.add.at(means, groups, x)
+    order = np.argsort(groups, kind="stable")
+    means = np.add.reduceat(x[order], np.cumsum(sizes) - sizes).astype(np.float64)
     means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
     return Quality(
         items=len(groups), groups=len(sizes), empty=k - len(sizes), smallest=int(sizes.min()), median=float(np.median(sizes)),
