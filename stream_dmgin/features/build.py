@@ -17,10 +17,10 @@ from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.features import bound
 from stream_dmgin.features.catalogue import Catalogue, unit_vector
 from stream_dmgin.features.inputs import Inputs
-from stream_dmgin.features.request_side import NUMBERS, PLACE, SCRATCH, request_side
+from stream_dmgin.features.request_side import MAX_RING, NUMBERS, PLACE, SCRATCH, request_side
 from stream_dmgin.features.scales import bucket, log_table
 from stream_dmgin.features.spec import InputSpec
-from stream_dmgin.features.user_side import user_side
+from stream_dmgin.features.user_side import MAX_GROUPS, user_side
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.native import hash_ids
 from stream_dmgin.state.hash import item_hash
@@ -38,6 +38,8 @@ class FeatureBuilder:
     """Builds inputs for one InputSpec over given counters, catalogue and groups. One thread at a time."""
 
     def __init__(self, spec: InputSpec, catalogue: Catalogue, counters: CounterTable, groups: GroupMap) -> None:
+        if not (1 <= spec.groups <= MAX_GROUPS and 1 <= spec.events and 1 <= spec.short <= MAX_RING):
+            raise ValueError(f"{spec}: 1 to {MAX_GROUPS} groups and 1 to {MAX_RING} short events can be built")
         catalogue.require(spec.item_numbers)
         self.spec, self.catalogue, self.counters = spec, catalogue, counters
         self._groups = groups

@@ -171,6 +171,9 @@ def test_too_small_inputs_are_refused() -> None:
         case.builder.user_side(case.arrays, 1, Inputs.allocate(InputSpec(), 1, 1))
     with pytest.raises(ValueError, match="model reads"):
         case.builder.user_side(Arrays(1, 4, 4), 1, x)
+    for odd in (InputSpec(groups=129), InputSpec(short=65), InputSpec(events=0)):
+        with pytest.raises(ValueError, match="can be built"):
+            FeatureBuilder(odd, case.catalogue, case.table, case.map)
     with pytest.raises(ValueError, match="fit in these"):
         x.fit(3, 3)
     with pytest.raises(ValueError, match="1 or more"):
