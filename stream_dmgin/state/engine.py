@@ -71,6 +71,8 @@ class StateEngine:
         self._set_types()
         if db is not None:
             self._load_dictionaries(db)
+        # Every user there is is cached: nothing to look for on disk (a new store until its first eviction, and no store)
+        self._all_cached = bool(self._mem.S.M[at_.M_USERS] == 0)
         self.groups = groups
         self._use_groups(groups)
 
@@ -125,7 +127,7 @@ class StateEngine:
                 code = resolve.resolve(
                     mem.addresses, rows, cols.status, cols.topic, cols.offset, user_hash, user_addr, cols.user_len, item_hash,
                     item_addr, cols.item_len, type_hash, type_addr, cols.type_len, self._map_keys, self._map_values,
-                    self._db is None, slots, items, types, missing, start,
+                    self._all_cached, slots, items, types, missing, start,
                 )  # fmt: skip
                 if code == at_.DONE:
                     break
@@ -367,7 +369,7 @@ class StateEngine:
 
     def _load_known(self, ids: list[bytes]) -> None:
         """Load those of these users that the store has."""
-        if self._db is None:
+        if self._db is None or self._all_cached:
             return
         bases = self._db.get([_base_key(i) for i in ids])
         known = []
@@ -567,6 +569,7 @@ class StateEngine:
         order = cached[np.argsort(U[cached, at_.U_CLOCK], kind="stable")]
         gone = int(entry.evict(self._mem.addresses, order, self.cache_bytes * 4 // 5))
         self._evicted += gone
+        self._all_cached = self._all_cached and gone == 0
         return gone
 
 
