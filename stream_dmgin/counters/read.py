@@ -203,14 +203,6 @@ def refresh(table: Any, now: Any) -> None:
 
 
 @kernel
-def global_rate(table: Any, now: Any) -> Any:
-    """Click rate of the whole with the longest half-life, at `now`."""
-    refresh(table, now)
-    c = i64(table, (N_ADDRESSES,))
-    return f64(c[C_VIEW], (N_VIEW,))[V_RATE + _LONGEST]
-
-
-@kernel
 def _compute(table: Any, row: Any, to: Any) -> None:
     c = i64(table, (N_ADDRESSES,))
     view, out = f64(c[C_VIEW], (N_VIEW,)), f32(to, (FEATURES,))

@@ -33,7 +33,6 @@ from stream_dmgin.counters.layout import (
     C_VALID,
     C_VIEW,
     C_WEIGHTS,
-    CLOCK_MS,
     EMPTY,
     FEATURES,
     GLOBAL_KIND,
@@ -50,13 +49,11 @@ from stream_dmgin.counters.layout import (
     N_VIEW,
     RATIO,
     S_CLOCK,
-    S_EPOCH,
-    S_PRIOR_VERSION,
     S_VERSION,
     SLOT_AT,
     weights,
 )  # fmt: skip
-from stream_dmgin.counters.read import find, global_rate, mixed, refresh, row_features, row_of
+from stream_dmgin.counters.read import find, mixed, refresh, row_features, row_of
 from stream_dmgin.counters.rows import decode
 from stream_dmgin.features.spec import COUNTER_KINDS, COUNTER_METRICS
 from stream_dmgin.native import kernel
@@ -250,10 +247,6 @@ class CounterTable:
         """Counts for life over all items."""
         return self._totals(0)
 
-    def global_ctr(self, now: int) -> float:
-        """The click rate over all items with the half-life of seven days at `now` (ms), as the features see it."""
-        return float(global_rate(self.addresses.ctypes.data, now))
-
     def _totals(self, row: int) -> dict[str, int]:
         values = self._arrays["counts"][row, LIFE_AT:] if row >= 0 else np.zeros(N_METRICS, np.int64)
         return dict(zip(COUNTER_METRICS, values.tolist(), strict=True))
@@ -289,18 +282,3 @@ class CounterTable:
         self._state[S_VERSION] += 1
         if done < len(kinds):
             raise _rows.unreadable("a counter row has another format")
-
-    @property
-    def epoch(self) -> int:
-        """Number of the cached view of the rates; for tests of the cache."""
-        return int(self._state[S_EPOCH])
-
-    @property
-    def stale(self) -> bool:
-        """Whether something was applied since the rates were last read."""
-        return bool(self._state[S_VERSION] != self._state[S_PRIOR_VERSION])
-
-    @property
-    def clock_ms(self) -> int:
-        """Length of the quarter hour on which reading depends."""
-        return CLOCK_MS

@@ -38,7 +38,7 @@ class FeatureBuilder:
     """Builds inputs for one InputSpec over given counters, catalogue and groups. One thread at a time."""
 
     def __init__(self, spec: InputSpec, catalogue: Catalogue, counters: CounterTable, groups: GroupMap) -> None:
-        if not (1 <= spec.groups <= MAX_GROUPS and 1 <= spec.events and 1 <= spec.short <= MAX_RING):
+        if not (1 <= spec.groups <= MAX_GROUPS and spec.events >= 1 and 1 <= spec.short <= MAX_RING):
             raise ValueError(f"{spec}: 1 to {MAX_GROUPS} groups and 1 to {MAX_RING} short events can be built")
         catalogue.require(spec.item_numbers)
         self.spec, self.catalogue, self.counters = spec, catalogue, counters

@@ -91,7 +91,3 @@ class Inputs(dict[str, NDArray[Any]]):
             known._fits = self._fits
             self._fits[users, candidates] = known
         return known
-
-    def user_side(self) -> dict[str, NDArray[Any]]:
-        """Only the arrays that depend on the user's state alone."""
-        return {name: self[name] for name in USER_SIDE}
