@@ -252,11 +252,15 @@ class DMGIN(nn.Module):
         keep = g_mask.to(torch.float32)
         minutes = torch.exp(g_time * 0.6931472)
         apart = (minutes.unsqueeze(-1) - minutes.unsqueeze(-2)).abs()
-        gaps = (torch.log(1.0 + apart) * (GAPS_AN_OCTAVE * 1.442695)).clamp(max=GAPS - 1.0).to(torch.int64)  # [B,G,G]
+        gaps = (torch.log(1.0 + apart) * (GAPS_AN_OCTAVE * 1.442695)).clamp(max=GAPS - 1.0).to(torch.int32)  # [B,G,G]
         # relative time bias of every layer at once: piecewise linear in the time between two groups
-        table = (self.gap_tents @ torch.cat(self.times(), -1)).T  # [layers*H,GAPS]
-        found = table.gather(1, gaps.flatten().unsqueeze(0).expand(len(table), -1))
-        biases = found.view(len(self.across), -1, *gaps.shape).transpose(1, 2).unbind(0)  # [B,H,G,G] each
+        table = self.gap_tents @ torch.cat(self.times(), -1)  # [GAPS,layers*H]
+        if self.training:  # the same look-up, with a gradient that costs a fifth; but it does not convert
+            index = gaps.flatten().to(torch.int64).unsqueeze(0).expand(table.shape[1], -1)
+            found = table.T.gather(1, index).view(-1, *gaps.shape).transpose(0, 1)
+        else:
+            found = F.embedding(gaps, table).permute(0, 3, 1, 2)
+        biases = found.chunk(len(self.across), 1)  # [B,H,G,G] each
         share = (keep / keep.sum(-1, keepdim=True).clamp(min=1.0))[:, None, None, :]
         x: Tensor = groups + self.group_time(tents(g_time))
         for layer, bias in zip(self.across, biases, strict=True):

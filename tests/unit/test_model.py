@@ -115,6 +115,16 @@ def test_no_heads_one_layer() -> None:
     assert list(DMGIN(config).eval()(tensors(example_inputs(SPEC, 2, 3)))) == ["ctr"]
 
 
+def test_training_looks_the_time_bias_up_as_serving_does(model: DMGIN) -> None:
+    x = tensors(example_inputs(SPEC, 3, 2))
+    groups = torch.randn(3, SPEC.groups, CONFIG.width)
+    plain = DMGIN(replace(CONFIG, dropout=0.0, hash_dropout=0.0))
+    plain.load_state_dict(model.state_dict())
+    served = plain.eval().evolve(groups, x["g_time"], x["g_mask"])
+    trained = plain.train().evolve(groups, x["g_time"], x["g_mask"])
+    torch.testing.assert_close(trained, served, rtol=0, atol=1e-6)
+
+
 def test_tents_are_a_partition_of_one() -> None:
     x = torch.linspace(-1, 40, 200)
     torch.testing.assert_close(tents(x).sum(-1), torch.ones(200))
