@@ -119,15 +119,19 @@ def _views(app: faust.App, health: Health) -> None:
 class DataPath(Service):  # type: ignore[misc]
     """The thread of the data path. Its failure is the worker's: a supervisor restarts both."""
 
-    def __init__(self, turns: Turns) -> None:
+    def __init__(self, turns: Turns, app: faust.App) -> None:
         super().__init__()
-        self._turns = turns
+        self._turns, self._app = turns, app
         self._stop = threading.Event()
         self.failure: BaseException | None = None
 
     async def on_start(self) -> None:
         """Start the thread."""
         self._home = asyncio.get_running_loop()
+        for table in self._app.tables.values():
+            # Otherwise a table belongs to the thread that touches it first. The data path reads the control table: its tasks
+            # would sit on a loop that never runs, and the worker would wait for them for ever when told to stop.
+            table.loop = self._home
         self._thread = threading.Thread(target=self._run, name="data-path", daemon=True)
         self._thread.start()
 
@@ -146,7 +150,7 @@ class DataPath(Service):  # type: ignore[misc]
 
 def run(app: faust.App, turns: Turns, log_level: str) -> None:
     """Run until SIGTERM or SIGINT, or until the data path fails: then its error is raised."""
-    path = DataPath(turns)
+    path = DataPath(turns, app)
     # The data path comes first: it must not wait for Faust's own group to form.
     worker = faust.Worker(app, path, loglevel=log_level, redirect_stdouts=False, quiet=True)
     try:
