@@ -22,7 +22,7 @@ class UserArrays:
     """Room for B users, G (at most 128) groups of each, L (at most 32) events of each group, 64 of each user's rings.
 
     What lies beyond `n_groups`, `g_len`, `s_len` and `m_len` is undefined. Everything is newest first: groups by (last ts,
-    key), events by (ts, event-id hash). Times in ms; `dwell` and `value` (millionths) of an event are -1 where it has none;
+    key), events by (ts, event-id hash). Times in ms; `dwell` of an event is -1 where it has none;
     item hashes are XXH64; `*_cls` are indexes in `spec.BEHAVIOUR_CLASSES`. `digest` is a hash of the user's whole hot state
     (all 128 groups, all of the rings), whatever G and L are. `version` changes with each counted event.
     """
@@ -48,13 +48,11 @@ class UserArrays:
     e_cls: U8
     e_ts: I64
     e_dwell: I64
-    e_value: I64
     s_len: I32
     s_item: U64
     s_cls: U8
     s_ts: I64
     s_dwell: I64
-    s_group: U64
     m_len: I32
     m_item: U64
     m_ts: I64
@@ -78,6 +76,6 @@ class UserArrays:
         return cls(
             z(b, i64), z(b, i64), z(b, i64), z(b, i64), z(b, i64), z(b, i32), z(b, i64), z(b, u64), z(b, i32),
             z(g, u64), z((*g, N_CLS), i64), z(g, i64), z(g, i64), z(g, i64), z(g, i64), z(g, i64), z(g, i32),
-            z(e, u64), z(e, u8), z(e, i64), z(e, i64), z(e, i64),
-            z(b, i32), z(s, u64), z(s, u8), z(s, i64), z(s, i64), z(s, u64), z(b, i32), z(s, u64), z(s, i64),
+            z(e, u64), z(e, u8), z(e, i64), z(e, i64),
+            z(b, i32), z(s, u64), z(s, u8), z(s, i64), z(s, i64), z(b, i32), z(s, u64), z(s, i64),
         )  # fmt: skip

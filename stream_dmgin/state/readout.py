@@ -12,12 +12,11 @@ import numpy as np
 from numba import carray
 
 from stream_dmgin.features.spec import N_CLS
-from stream_dmgin.state.fold import count_at, group_key
+from stream_dmgin.state.fold import count_at
 from stream_dmgin.state.hash import P1, P2, P3, P5, finish, mix, rotl, xxh64
 from stream_dmgin.state.jit import kernel, pointer
 from stream_dmgin.state.layout import (
     F_DWELL,
-    F_VALUE,
     G_DIGEST,
     G_DWELL,
     G_FIRST,
@@ -151,7 +150,7 @@ def read_user(S: Any, u: Any, out: Any, r: Any) -> None:
         one(out, 4, n1),
     )
     total, version, digest, n_groups = small(out, 5, n1), one(out, 6, n1), one(out, 7, n1), small(out, 8, n1)
-    s_len, m_len = small(out, 22, n1), small(out, 28, n1)
+    s_len, m_len = small(out, 21, n1), small(out, 26, n1)
     if u < 0:
         n_events[r] = n_imps[r] = last[r] = last_event[r] = last_imp[r] = version[r] = digest[r] = 0
         total[r] = n_groups[r] = s_len[r] = m_len[r] = 0
@@ -173,12 +172,11 @@ def read_user(S: Any, u: Any, out: Any, r: Any) -> None:
         one(out, 14, n2),
         one(out, 15, n2),
     )
-    e_item, e_cls, e_ts, e_dwell, e_value = (
+    e_item, e_cls, e_ts, e_dwell = (
         one(out, 17, n3),
         byte(out, 18, n3),
         one(out, 19, n3),
         one(out, 20, n3),
-        one(out, 21, n3),
     )
     hot, order = S.U[b + U_NHOT], S.U[b + U_ORDER]
     n = min(hot, most_groups)
@@ -207,14 +205,12 @@ def read_user(S: Any, u: Any, out: Any, r: Any) -> None:
             e_cls[o] = S.T[((tsf >> 8) & 255) * TW + T_CLASS]
             e_ts[o] = tsf >> 16
             e_dwell[o] = (item >> 32) & LOW32 if tsf & F_DWELL else -1
-            e_value[o] = A[k + 3 * cap] if tsf & F_VALUE else -1
 
-    s_item, s_cls, s_ts, s_dwell, s_group = (
-        one(out, 23, n4),
-        byte(out, 24, n4),
+    s_item, s_cls, s_ts, s_dwell = (
+        one(out, 22, n4),
+        byte(out, 23, n4),
+        one(out, 24, n4),
         one(out, 25, n4),
-        one(out, 26, n4),
-        one(out, 27, n4),
     )
     ring, at = S.U[b + U_SHORTRING], S.U[b + U_SHORT]
     length, cap, start = ring & 0xFF, (ring >> 8) & 0xFF, (ring >> 16) & 0xFF
@@ -227,8 +223,7 @@ def read_user(S: Any, u: Any, out: Any, r: Any) -> None:
         s_cls[o] = S.T[((tsf >> 8) & 255) * TW + T_CLASS]
         s_ts[o] = tsf >> 16
         s_dwell[o] = (item >> 32) & LOW32 if tsf & F_DWELL else -1
-        s_group[o] = group_key(S, item & LOW32)
-    m_item, m_ts = one(out, 29, n4), one(out, 30, n4)
+    m_item, m_ts = one(out, 27, n4), one(out, 28, n4)
     ring, at = S.U[b + U_IMPRING], S.U[b + U_IMP]
     length, cap, start = ring & 0xFF, (ring >> 8) & 0xFF, (ring >> 16) & 0xFF
     m_len[r] = length

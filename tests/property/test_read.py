@@ -77,11 +77,10 @@ def check(pair: Pair, users: list[str], a: UserArrays, at: int) -> None:
                     klass(k.type),
                     k.ts,
                 )
-                assert (a.e_dwell[b, g, e], a.e_value[b, g, e]) == (_or_none(k.dwell_ms), _or_none(k.value))
+                assert a.e_dwell[b, g, e] == _or_none(k.dwell_ms)
         assert a.s_len[b] == len(events) and a.m_len[b] == len(impressions)
         for e, k in enumerate(events):
             assert (a.s_item[b, e], a.s_cls[b, e], a.s_ts[b, e], a.s_dwell[b, e]) == _short(k)
-            assert int(a.s_group[b, e]) == o.group_key(o.group(k.item_id))
         for e, k in enumerate(impressions):
             assert (a.m_item[b, e], a.m_ts[b, e]) == (hash64(k.item_id), k.ts)
 
