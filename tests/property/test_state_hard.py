@@ -293,7 +293,7 @@ def test_increments_are_those_of_the_counted_events() -> None:
             pair.fold(order)
             raw = pair.engine.take_increments()
             for k in range(len(raw.count)):
-                name = raw.items[raw.item[k]].decode()
+                name = raw.name_of(int(raw.item[k]))
                 assert int(raw.item_hash[k]) == hash64(name)
                 got[name, int(raw.bucket[k]), COUNTER_METRICS[raw.metric[k]]] += int(raw.count[k])
         assert {k: n for k, n in got.items() if n} == {k: n for k, n in want.items() if n}
