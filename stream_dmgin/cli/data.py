@@ -53,11 +53,11 @@ def import_(
     topic: str | None,
     visible_after: int,
 ) -> None:
-    """Write events.parquet, rows.parquet, items.parquet and meta.json to --out.
+    """Write events.parquet, rows.parquet, items.parquet, meta.json and groups.parquet (for `worker --groups`) to --out.
 
     NAME is a public log, and PATH the directory of its files; or `table`, and PATH any CSV (with a header) or Parquet file.
     """
-    from stream_dmgin.datasets import form, load, table
+    from stream_dmgin.datasets import form, grouping, load, table
 
     if name == "table":
         if not mapping:
@@ -71,4 +71,5 @@ def import_(
         data = load(name, path)
     form.validate(data)
     form.write(data, out)
+    grouping.group_map(data).save(out / grouping.FILE)
     ctx.emit({"dataset": name, "out": str(out), **data.meta.counts, "dropped": data.meta.dropped})

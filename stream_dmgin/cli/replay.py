@@ -98,9 +98,9 @@ def open_source(ctx: Context, path: Path | None) -> Source:
 
 def open_groups(ctx: Context, path: Path | None, source: Source) -> GroupMap:
     """The group map that was asked for; else that of the settings; else the source's own."""
+    from stream_dmgin.datasets.grouping import group_map
     from stream_dmgin.groups.map import GroupMap
     from stream_dmgin.replay.source import DatasetSource
-    from stream_dmgin.training.evaluate import group_map
 
     chosen = path or ctx.settings["worker.groups"]
     if chosen:

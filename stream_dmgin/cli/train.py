@@ -50,9 +50,10 @@ def command(
     from dataclasses import replace
 
     from stream_dmgin.datasets import form
+    from stream_dmgin.datasets.grouping import group_map
     from stream_dmgin.groups.map import GroupMap
     from stream_dmgin.training import recipes, release
-    from stream_dmgin.training.evaluate import days, group_map
+    from stream_dmgin.training.evaluate import days
     from stream_dmgin.training.loop import Point
     from stream_dmgin.training.rows import TrainingRows
 

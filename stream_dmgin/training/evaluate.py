@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stream_dmgin.datasets.form import Dataset, Meta
+from stream_dmgin.datasets.grouping import group_map
 from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.features.spec import USER_FEATURES
 from stream_dmgin.groups.map import GroupMap
@@ -143,18 +144,6 @@ def _told(say: Say, seed: int, p: Point) -> None:
     say(
         f"seed {seed}: epoch {p.epoch:.2f}, valid logloss {p.valid_logloss:.4f}, auc {p.valid_auc:.4f}, {p.seconds:.0f} s"
     )
-
-
-def group_map(data: Dataset) -> GroupMap:
-    """The log's own grouping: its `group` column where it has one, else one group a category."""
-    items = data.items
-    if items["group"].null_count < items.num_rows:
-        pairs = zip(items["item_id"].to_pylist(), items["group"].to_pylist(), strict=True)
-        return GroupMap({i: g for i, g in pairs if g is not None}, "table")
-    category = items["category"].to_pylist()
-    numbers = {c: n for n, c in enumerate(sorted({c for c in category if c is not None}))}
-    ids = items["item_id"].to_pylist()
-    return GroupMap({i: numbers[c] for i, c in zip(ids, category, strict=True) if c is not None}, "category")
 
 
 def measure(source: DatasetSource, scored: Scored) -> dict[str, Any]:

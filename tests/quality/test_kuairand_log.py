@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pytest
 
 from stream_dmgin.datasets import form, load
-from stream_dmgin.training.evaluate import group_map
+from stream_dmgin.datasets.grouping import group_map
 
 DATA = Path("../shared/data/kuairand_pure")
 CLI = [sys.executable, "-m", "stream_dmgin.cli.main"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from stream_dmgin.datasets import form
+from stream_dmgin.datasets.grouping import group_map
 from stream_dmgin.features.spec import USER_FEATURES, InputSpec
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.replay.rows import floor_rates, training_rows
@@ -16,7 +17,6 @@ from stream_dmgin.replay.run import MAX_REQUESTS, Replay, plan
 from stream_dmgin.replay.score import score, table
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.scoring.floor import FIRST_RATE, SMOOTHING
-from stream_dmgin.training.evaluate import group_map
 from tests.logs import dataset
 
 SPEC = InputSpec(groups=4, events=4, short=4, item_buckets=64, category_buckets=8, advertiser_buckets=8)

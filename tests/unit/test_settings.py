@@ -18,7 +18,9 @@ def test_defaults_parse_and_every_setting_has_an_origin(tmp_path):
 def test_flag_beats_environment_beats_file_beats_default(tmp_path):
     f = tmp_path / "stream-dmgin.toml"
     f.write_text('data_dir = "of-file"\nprefix = "f."\n[worker]\nhttp = "127.0.0.1:1"\n')
-    s = load({"data_dir": "of-flag", "prefix": None}, {"STREAM_DMGIN_PREFIX": "e.", "STREAM_DMGIN_DATA_DIR": "of-env"}, f)
+    s = load(
+        {"data_dir": "of-flag", "prefix": None}, {"STREAM_DMGIN_PREFIX": "e.", "STREAM_DMGIN_DATA_DIR": "of-env"}, f
+    )
     assert (s["data_dir"], s.origin["data_dir"]) == ("of-flag", "flag")
     assert (s["prefix"], s.origin["prefix"]) == ("e.", "STREAM_DMGIN_PREFIX")
     assert (s["worker.http"], s.origin["worker.http"]) == ("127.0.0.1:1", str(f))
@@ -27,7 +29,9 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path):
 
 def test_kafka_section_goes_to_librdkafka_under_its_own_names(tmp_path):
     f = tmp_path / "c.toml"
-    f.write_text('[kafka]\n"security.protocol" = "SASL_SSL"\nsasl.username = "u"\nenable.ssl.certificate.verification = true\n')
+    f.write_text(
+        '[kafka]\n"security.protocol" = "SASL_SSL"\nsasl.username = "u"\nenable.ssl.certificate.verification = true\n'
+    )
     s = load({}, {"STREAM_DMGIN_KAFKA_SASL_PASSWORD": "p", "STREAM_DMGIN_KAFKA_SASL_USERNAME": "v"}, f)
     assert s.kafka == {
         "security.protocol": "SASL_SSL",

@@ -1,0 +1,20 @@
+"""The group map that a log brings itself: what training, replay and evaluation use where none is given."""
+
+from __future__ import annotations
+
+from stream_dmgin.datasets.form import Dataset
+from stream_dmgin.groups.map import GroupMap
+
+FILE = "groups.parquet"  # beside the other files of the normalised form, for `worker --groups`
+
+
+def group_map(data: Dataset) -> GroupMap:
+    """The log's own grouping: its `group` column where it has one, else one group a category."""
+    items = data.items
+    if items["group"].null_count < items.num_rows:
+        pairs = zip(items["item_id"].to_pylist(), items["group"].to_pylist(), strict=True)
+        return GroupMap({i: g for i, g in pairs if g is not None}, "table")
+    category = items["category"].to_pylist()
+    numbers = {c: n for n, c in enumerate(sorted({c for c in category if c is not None}))}
+    ids = items["item_id"].to_pylist()
+    return GroupMap({i: numbers[c] for i, c in zip(ids, category, strict=True) if c is not None}, "category")
