@@ -1,7 +1,8 @@
 """Milliseconds from state to probabilities on one core, against the rival: the whole model in eager PyTorch for each request.
 
 Requests come as in life: of a random user; some had an event since their last request (their tower is computed again), the
-others' towers are cached. `whole_eager` computes everything each time, padded to the model's sizes.
+others' towers are cached. `whole_eager` computes everything each time, padded to the model's sizes; it takes turns with the
+product, request by request, on the same users.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import numpy as np
 import torch
 
 from stream_dmgin.bench import machine
-from stream_dmgin.bench.population import populate
+from stream_dmgin.bench.population import Population, populate
 from stream_dmgin.features.build import FeatureBuilder
 from stream_dmgin.features.inputs import Inputs
+from stream_dmgin.models.dmgin import DMGIN
 from stream_dmgin.models.registry import load_model
 from stream_dmgin.scoring.engine import choose_engine
 from stream_dmgin.scoring.scorer import Ask, Scorer
@@ -58,6 +60,8 @@ def measure(model_id: str, data_dir: Path, requests: int = 300, candidates: int 
             gc.disable()
             touched: list[float] = []
             cached: list[float] = []
+            whole: list[float] = []
+            rival = _Whole(scorer, model.network, people, candidates)
             for n in range(requests):
                 user = r.choice(users)
                 if hit := r.random() >= TOUCHED:
@@ -65,13 +69,13 @@ def measure(model_id: str, data_dir: Path, requests: int = 300, candidates: int 
                 else:
                     people.add(user, n)
                 (cached if hit else touched).append(timed([ask(user)]))
+                whole.append(rival.timed(ask(user)))
             batch = []
             for n in range(max(5, requests // 30)):
                 some = r.sample(users, 32)
                 for k, user in enumerate(some[: int(32 * TOUCHED)]):
                     people.add(user, requests + n * 32 + k)
                 batch.append(timed([ask(u) for u in some]) / 32)
-            whole = _whole(scorer, model.network, people, [ask(r.choice(users)) for _ in range(max(20, requests // 5))])
             gc.enable()
         people.engine.close()
     both = touched + cached
@@ -90,19 +94,22 @@ def measure(model_id: str, data_dir: Path, requests: int = 300, candidates: int 
     }
 
 
-def _whole(scorer: Scorer, network: Any, people: Any, asks: list[Ask]) -> list[float]:
-    """Milliseconds a request of the rival: read, features, and the network's own forward over the padded inputs."""
-    spec = scorer.engine.spec
-    arrays, inputs = UserArrays.allocate(1, spec.groups, spec.events), Inputs.allocate(spec, 1, len(asks[0].candidates))
-    builder = FeatureBuilder(spec, people.catalogue, people.counters, people.groups)
-    spent = []
-    with torch.inference_mode():
-        for a in asks:
-            t0 = perf_counter()
-            a.engine.read([a.user], arrays, 0)
-            builder.user_side(arrays, 1, inputs)
-            builder.request_side(arrays, 1, [(a.ts, a.candidates, a.lat, a.lon, a.surface)], inputs)
-            x = {k: torch.from_numpy(v) for k, v in inputs.items()}
-            network(x)
-            spent.append((perf_counter() - t0) * 1000)
-    return spent
+class _Whole:
+    """The rival: read, features, and the network's own forward over the padded inputs."""
+
+    def __init__(self, scorer: Scorer, network: DMGIN, people: Population, candidates: int) -> None:
+        spec = scorer.engine.spec
+        self._network = network
+        self._arrays = UserArrays.allocate(1, spec.groups, spec.events)
+        self._inputs = Inputs.allocate(spec, 1, candidates)
+        self._builder = FeatureBuilder(spec, people.catalogue, people.counters, people.groups)
+
+    @torch.inference_mode()
+    def timed(self, a: Ask) -> float:
+        """Milliseconds of one request."""
+        t0 = perf_counter()
+        a.engine.read([a.user], self._arrays, 0)
+        self._builder.user_side(self._arrays, 1, self._inputs)
+        self._builder.request_side(self._arrays, 1, [(a.ts, a.candidates, a.lat, a.lon, a.surface)], self._inputs)
+        self._network({k: torch.from_numpy(v) for k, v in self._inputs.items()})
+        return (perf_counter() - t0) * 1000
