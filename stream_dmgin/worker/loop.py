@@ -67,7 +67,9 @@ class Loop:
         self._undelivered = 0  # dead letters and answers handed to the writer, not durable yet
         self._dead_undelivered = 0
         self._failed: BaseException | None = None
-        self._last_commit = self._last_report = time.monotonic()
+        self._due: dict[int, float] = {}  # partition -> when it is to be committed next
+        self._full = False  # a cache is over its cap
+        self._last_report = time.monotonic()
         self.totals = Totals()
 
     # A turn
@@ -90,8 +92,7 @@ class Loop:
         self._writer.poll()
         self._check_writes()
         now = time.monotonic()
-        if now - self._last_commit >= self._interval:
-            self.commit()
+        self._commit_due(now)
         if now - self._last_report >= REPORT_S:
             self._report(now)
         self._health.turned = now
@@ -119,7 +120,7 @@ class Loop:
                     full = full or owned.engine.pressure > 1
             self.totals.events += n_events
             if full:  # users with uncommitted events can't leave the cache
-                self._last_commit = 0.0
+                self._full = True
             for i, error in malformed:
                 if int(batch.partition[i]) in self._partitions.owned:
                     self._divert(batch.record(i), error)
@@ -257,12 +258,30 @@ class Loop:
 
     # Commit
 
+    def _commit_due(self, now: float) -> None:
+        """Each partition at its own time, spread over the interval: a request waits for one commit at most, not for all."""
+        owned = self._partitions.owned
+        if self._full:
+            self._full = False
+            self.commit()
+            return
+        if self._due.keys() != owned.keys():
+            n = self._partitions.total
+            self._due = {p: self._due.get(p, now + self._interval * (p + 1) / n) for p in owned}
+        due = [p for p, at in self._due.items() if at <= now]
+        if due:
+            for p in due:
+                self._due[p] = now + self._interval
+            self._commit([owned[p] for p in due])
+
     def commit(self) -> None:
         """Commit every dirty partition; dead letters are durable first. Raises LogUnavailable, Fenced."""
-        self._last_commit = time.monotonic()
+        self._commit(list(self._partitions.owned.values()))
+
+    def _commit(self, partitions: list[Owned]) -> None:
         t0 = time.perf_counter()
         done: dict[TP, int] = {}
-        for o in self._partitions.owned.values():
+        for o in partitions:
             if o.dirty or o.answered.safe != o.saved_requests:
                 self.commit_one(o)
                 done |= self.offsets_of(o)
