@@ -100,11 +100,6 @@ class Partitions:
     def _check_partitions(self) -> int:
         have = self._log.topics()
         wanted = [*self.names, self.requests_topic, self._prefix + topics.SCORES]
-        missing = [t for t in wanted if t not in have]
-        if missing:
-            raise StreamDmginError(
-                f"topics are missing: {', '.join(missing)}. Create them with `stream-dmgin topics apply`"
-            )
         counts = {t: have[t].partitions for t in wanted}
         if len(set(counts.values())) > 1:
             raise StreamDmginError(
@@ -238,6 +233,16 @@ def _open_waiting(path: Path, p: int, groups: GroupMap, cache_bytes: int) -> Sta
             if time.monotonic() > until:
                 raise
             time.sleep(0.05)
+
+
+def check_topics(log: Log, prefix: str) -> None:
+    """Raises StreamDmginError naming every topic of the contract that the log lacks, and the command that makes them."""
+    have = log.topics()
+    missing = [prefix + t for t in topics.ALL if prefix + t not in have]
+    if missing:
+        raise StreamDmginError(
+            f"topics are missing: {', '.join(missing)}. Create them with `stream-dmgin topics apply`"
+        )
 
 
 def read_meta(state_dir: Path) -> dict[str, object] | None:

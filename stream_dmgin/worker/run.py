@@ -25,7 +25,7 @@ from stream_dmgin.worker.http import HealthServer, free_address
 from stream_dmgin.worker.lag import LagWatcher
 from stream_dmgin.worker.loop import Loop
 from stream_dmgin.worker.ordered import OrderedReader
-from stream_dmgin.worker.partitions import Partitions, read_groups
+from stream_dmgin.worker.partitions import Partitions, check_topics, read_groups
 from stream_dmgin.worker.releases import Releases
 from stream_dmgin.worker.shared import Shared
 
@@ -90,6 +90,7 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
     with ExitStack() as stack:
         health = Health()
         log = stack.enter_context(open_log(settings.log, settings.kafka))
+        check_topics(log, settings.prefix)
         groups = read_groups(settings["worker.groups"], settings.data_dir / "state")
         health.groups = groups.id
         writer = log.writer(linger_ms=0 if score else 5)
