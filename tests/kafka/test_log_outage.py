@@ -125,7 +125,8 @@ def test_a_broker_that_goes_away_and_comes_back(tmp_path: Path) -> None:
 
 
 START = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where this runs in the background
 from stream_dmgin.log.broker import LocalKafka
 print(LocalKafka(sys.argv[1]).start(), flush=True)
 time.sleep(600)
