@@ -66,6 +66,9 @@ def encode_rows(model: DMGIN, rows: Sequence[GroupRows], size: int, events: int)
     return groups, tokens
 
 
+FEW = 2  # users: for so few, one padded call costs less than a call for each bucket of lengths
+
+
 def user_tower(model: DMGIN, inputs: Mapping[str, NDArray[Any]]) -> Tower:
     """`DMGIN.user_tower` of numpy inputs, cut to the groups, events and short events that exist in the batch (at least
     one each).
@@ -80,9 +83,13 @@ def user_tower(model: DMGIN, inputs: Mapping[str, NDArray[Any]]) -> Tower:
     s = max(1, int(s_mask.sum(1).max(initial=0)))
     cut = {k: inputs[k][:, :g, :length] for k in (*EVENT_INPUTS, "e_id")}
     cut["g_stat"] = inputs["g_stat"][:, :g]
-    slots = np.flatnonzero(g_mask[:, :g])
-    rows = bucket_rows(cut, slots, lengths.reshape(-1)[slots])
-    groups, tokens = encode_rows(model, rows, b * g, length)
+    if b <= FEW:
+        x = {k: torch.from_numpy(cut[k]).flatten(0, 1) for k in (*EVENT_INPUTS, "g_stat")}
+        groups, tokens = model.encode_groups(x)
+    else:
+        slots = np.flatnonzero(g_mask[:, :g])
+        rows = bucket_rows(cut, slots, lengths.reshape(-1)[slots])
+        groups, tokens = encode_rows(model, rows, b * g, length)
     mask = torch.from_numpy(g_mask[:, :g])
     groups = model.evolve(groups.view(b, g, -1), torch.from_numpy(inputs["g_time"][:, :g]), mask)
     short = model.embed_short({k: torch.from_numpy(inputs[k][:, :s]) for k in ("s_item", "s_cls", "s_time", "s_dwell")})
