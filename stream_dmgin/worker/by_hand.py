@@ -11,17 +11,15 @@ from stream_dmgin.errors import UsageError
 from stream_dmgin.features.build import FeatureBuilder
 from stream_dmgin.features.inputs import Inputs
 from stream_dmgin.log.base import open_log
-from stream_dmgin.log.murmur2 import partition_of
 from stream_dmgin.models.registry import load_model
 from stream_dmgin.records import CANDIDATES_MAX
 from stream_dmgin.scoring.engine import choose_engine
 from stream_dmgin.scoring.explain import explain
 from stream_dmgin.settings import Settings
 from stream_dmgin.state.arrays import UserArrays
-from stream_dmgin.state.engine import StateEngine
+from stream_dmgin.state.ops.stores import Stores
 from stream_dmgin.worker.followed import Followed
 from stream_dmgin.worker.health import Health
-from stream_dmgin.worker.partitions import read_groups, read_meta, store_path
 
 
 def score_by_hand(
@@ -30,21 +28,15 @@ def score_by_hand(
     """Scores with explanations, as the JSON that `score -o json` prints. Raises UsageError, LogUnavailable."""
     if not 1 <= len(candidates) <= CANDIDATES_MAX:
         raise UsageError(f"--items: {len(candidates)} items: give 1 to {CANDIDATES_MAX}, separated by commas")
-    state_dir = settings.data_dir / "state"
-    meta = read_meta(state_dir)
-    if meta is None:
-        raise UsageError(
-            f"{state_dir}: there is no state here: run the worker first, or name its data directory with --data-dir"
-        )
-    groups = read_groups("", state_dir)
+    stores = Stores.of(settings.data_dir)
+    groups = stores.groups
     model = load_model(settings["worker.model"], settings.data_dir)
     engine, _ = choose_engine(model)
-    p = partition_of(user.encode(), int(str(meta["partitions"])))
     with open_log(settings.log, settings.kafka) as log, closing(
         Followed(log, settings.prefix, settings.data_dir / "shared", Health())
     ) as followed:  # fmt: skip
         followed.catch_up()
-        with closing(StateEngine.open(store_path(state_dir, p), p, groups, read_only=True)) as store:
+        with closing(stores.open(stores.partition_of(user))) as store:
             builder = FeatureBuilder(engine.spec, followed.catalogue, followed.counters, groups)
             arrays = UserArrays.allocate(1, engine.spec.groups, engine.spec.events)
             inputs = Inputs.allocate(engine.spec, 1, len(candidates))

@@ -19,18 +19,13 @@ from stream_dmgin.errors import FormatError, StoreBusy, StreamDmginError
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import TP, GroupReader, Log
 from stream_dmgin.state.engine import StateEngine
+from stream_dmgin.state.ops.stores import META, store_path
 from stream_dmgin.worker.health import Health
 
 log_ = logging.getLogger(__name__)
 
 REQUESTS_ROW = b"r/next"  # next request to answer, in the same batch as the state
 BUSY_S = 15.0  # a store on the same machine is released by its last owner within moments
-META = "meta.json"
-
-
-def store_path(state_dir: Path, partition: int) -> Path:
-    """Directory of a partition's store."""
-    return state_dir / f"p{partition:05d}"
 
 
 class Answered:

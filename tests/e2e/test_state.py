@@ -18,9 +18,10 @@ from stream_dmgin.log.base import Record, TopicInfo, batch_of, open_log
 from stream_dmgin.log.murmur2 import partition_of
 from stream_dmgin.log.scan import scan
 from stream_dmgin.state.engine import StateEngine
+from stream_dmgin.state.ops.stores import store_path
 from stream_dmgin.state.parse import parse_events
 from stream_dmgin.topics import EVENTS
-from stream_dmgin.worker.partitions import store_path, write_meta
+from stream_dmgin.worker.partitions import write_meta
 from tests.oracle import Oracle
 from tests.streams import Logged, Shape, differences, groups_of, random_log
 

@@ -20,6 +20,11 @@ from stream_dmgin.state.engine import StateEngine
 META = "meta.json"
 
 
+def store_path(directory: Path, partition: int) -> Path:
+    """Directory of a partition's store among the stores of a data directory."""
+    return directory / f"p{partition:05d}"
+
+
 @dataclass(frozen=True)
 class Stores:
     """What lies in a data directory."""
@@ -53,7 +58,7 @@ class Stores:
 
     def path(self, partition: int) -> Path:
         """Where the store of a partition lies, if it is here."""
-        return self.directory / f"p{partition:05d}"
+        return store_path(self.directory, partition)
 
     def present(self) -> list[int]:
         """Partitions that have a store here; a worker owns only some when there are several."""
