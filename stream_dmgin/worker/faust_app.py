@@ -1,6 +1,8 @@
-"""The worker on Kafka as a Faust application. Faust does what it is good at: the worker's life cycle and signals, web views,
-and the control topic's table. The data path does not go through Faust: asyncio per message costs a hundred times the fold
-(docs/adr/0005-worker.md); a service owns a thread with its own consumer group and runs `worker/loop.py` in it.
+"""The Faust application of a worker on Kafka: web views and the control topic's table, in a thread beside the data path.
+
+The data path does not go through Faust: asyncio per message costs a hundred times the fold. It does not depend on Faust's
+life cycle either: Faust 0.15.3 never ends when told to stop in its first seconds (docs/adr/0005-worker.md). So the data path
+has the main thread and the signals, and Faust has a thread of its own and a time limit for stopping.
 """
 
 from __future__ import annotations
@@ -9,12 +11,14 @@ import asyncio
 import logging
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import faust
 import msgspec
-from mode import Service
+from mode.threads import ServiceThread, WorkerThread
 
 from stream_dmgin import topics
 from stream_dmgin.errors import ConfigError, StreamDmginError
@@ -23,10 +27,7 @@ from stream_dmgin.worker.health import Health
 
 log_ = logging.getLogger(__name__)
 
-Turns = Callable[[threading.Event], None]  # the data path: runs until the event is set; raises what kills the worker
-
-
-STOP_S = 60.0
+STOP_S = 10.0  # what Faust gets for stopping: usually a second
 
 
 def make_app(settings: Settings, http: str, health: Health) -> faust.App:
@@ -47,8 +48,7 @@ def make_app(settings: Settings, http: str, health: Health) -> faust.App:
         autodiscover=False,
         store="memory://",
     )
-    _control(app, settings.prefix, health)
-    _views(app, health)
+    _views(app, health, _control(app, settings.prefix))
     return app
 
 
@@ -75,8 +75,9 @@ def _credentials(kafka: Mapping[str, str]) -> Any:
     )
 
 
-def _control(app: faust.App, prefix: str, health: Health) -> None:
-    """One worker copies the control topic into a global table; every worker has the whole table."""
+def _control(app: faust.App, prefix: str) -> Any:
+    """One worker copies the control topic into a global table; every worker has the whole table. The data path reads the
+    topic itself: a release must not wait for Faust's group."""
     # A Faust application of global tables alone never finishes its first assignment (0.15.3): the agent is needed.
     table = app.GlobalTable("table", partitions=1, recovery_buffer_size=1)
     topic = app.topic(prefix + topics.CONTROL, key_serializer="raw", value_serializer="raw", partitions=1)
@@ -97,10 +98,10 @@ def _control(app: faust.App, prefix: str, health: Health) -> None:
                 table[name] = record
 
     app.agent(topic)(copy)
-    health.control = table
+    return table
 
 
-def _views(app: faust.App, health: Health) -> None:
+def _views(app: faust.App, health: Health, control: Any) -> None:
     @app.page("/health/live")  # type: ignore[untyped-decorator]
     async def live(web: Any, request: Any) -> Any:
         status, body = health.live()
@@ -111,52 +112,91 @@ def _views(app: faust.App, health: Health) -> None:
         status, body = health.ready()
         return web.json(body, status=status)
 
+    @app.page("/control")  # type: ignore[untyped-decorator]
+    async def table(web: Any, request: Any) -> Any:
+        return web.json(dict(control.items()))
+
     @app.page("/metrics")  # type: ignore[untyped-decorator]
     async def metrics(web: Any, request: Any) -> Any:
         return web.bytes(health.metrics.text(), content_type="text/plain")
 
 
-class DataPath(Service):  # type: ignore[misc]
-    """The thread of the data path. Its failure is the worker's: a supervisor restarts both."""
+class _DaemonThread(WorkerThread):  # type: ignore[misc]
+    """A thread of Faust's that the process doesn't wait for at its end."""
 
-    def __init__(self, turns: Turns, app: faust.App) -> None:
-        super().__init__()
-        self._turns, self._app = turns, app
-        self._stop = threading.Event()
+    def __init__(self, service: ServiceThread, **kwargs: Any) -> None:
+        super().__init__(service, **kwargs)
+        self.daemon = True
+
+
+ServiceThread.Worker = _DaemonThread  # Faust's consumer has such a thread
+
+
+class _Worker(faust.Worker):  # type: ignore[misc]
+    """A Faust worker in a thread: signals are the main thread's."""
+
+    def install_signal_handlers(self) -> None:
+        """None: only the main thread may have them."""
+
+
+class _FaustThread(threading.Thread):
+    """Runs the application; sets `ended` whenever Faust ends by itself, which a worker doesn't survive."""
+
+    def __init__(self, settings: Settings, http: str, health: Health, ended: threading.Event) -> None:
+        super().__init__(name="faust", daemon=True)
+        self._arguments = settings, http, health
+        self._log_level = settings["log_level"]
+        self._ended = ended
+        self._loop = asyncio.new_event_loop()
+        self._worker: faust.Worker | None = None
+        self._stopping = False
         self.failure: BaseException | None = None
 
-    async def on_start(self) -> None:
-        """Start the thread."""
-        self._home = asyncio.get_running_loop()
-        for table in self._app.tables.values():
-            # Otherwise a table belongs to the thread that touches it first. The data path reads the control table: its tasks
-            # would sit on a loop that never runs, and the worker would wait for them for ever when told to stop.
-            table.loop = self._home
-        self._thread = threading.Thread(target=self._run, name="data-path", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
+    def run(self) -> None:
+        asyncio.set_event_loop(self._loop)
         try:
-            self._turns(self._stop)
+            app = make_app(*self._arguments)
+            self._worker = _Worker(
+                app,
+                loop=self._loop,
+                loglevel=self._log_level,
+                redirect_stdouts=False,
+                quiet=True,
+                override_logging=False,
+            )
+            self._worker.execute_from_commandline()
+        except SystemExit as e:
+            if e.code not in (None, 0):
+                self.failure = StreamDmginError("the Faust application failed: see the log above")
         except BaseException as e:
             self.failure = e
-            asyncio.run_coroutine_threadsafe(self.crash(e), self._home)
+        finally:
+            if self.failure is None and not self._stopping:
+                self.failure = StreamDmginError("the Faust application ended by itself: see the log above")
+            self._ended.set()
 
-    async def on_stop(self) -> None:
-        """Let the thread commit and leave its group."""
-        self._stop.set()
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.join, STOP_S)
+    def stop(self) -> None:
+        """Stop the application, in STOP_S at most; a thread that is not done by then ends with the process."""
+        self._stopping = True
+        deadline = time.monotonic() + STOP_S
+        # Told to stop before it has started, a Faust worker would start all the same, and then never stop.
+        while self.is_alive() and not (self._worker and self._worker.started) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if self.is_alive() and self._worker is not None:
+            asyncio.run_coroutine_threadsafe(self._worker.stop(), self._loop)
+        self.join(max(0.0, deadline - time.monotonic()))
+        if self.is_alive():
+            log_.warning("Faust has not stopped in %.0f s: left behind (it holds no state)", STOP_S)
 
 
-def run(app: faust.App, turns: Turns, log_level: str) -> None:
-    """Run until SIGTERM or SIGINT, or until the data path fails: then its error is raised."""
-    path = DataPath(turns, app)
-    # The data path comes first: it must not wait for Faust's own group to form.
-    worker = faust.Worker(app, path, loglevel=log_level, redirect_stdouts=False, quiet=True)
+@contextmanager
+def running(settings: Settings, http: str, health: Health, stop: threading.Event) -> Iterator[None]:
+    """The application at work beside the block. When it fails, `stop` is set and leaving the block raises its error."""
+    thread = _FaustThread(settings, http, health, stop)
+    thread.start()
     try:
-        worker.execute_from_commandline()
-    except SystemExit as e:
-        if e.code not in (None, 0) and path.failure is None:
-            raise StreamDmginError("the Faust worker failed: see the log above") from None
-    if path.failure is not None:
-        raise path.failure
+        yield
+    finally:
+        thread.stop()
+    if thread.failure is not None:
+        raise thread.failure

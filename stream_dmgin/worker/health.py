@@ -44,5 +44,5 @@ class Health:
             "lag": self.lag,
             "model": self.model,
             "groups": self.groups,
-            "control": dict(self.control.items()),  # under Faust a table, which is no JSON
+            "control": dict(self.control),
         }

@@ -165,25 +165,31 @@ def run(settings: Settings, *, score: bool, until_end: bool, ordered: bool = Fal
     http: str = "off" if until_end else settings["worker.http"]
     if http != "off":
         http = free_address(http, chosen=settings.origin["worker.http"] != "default")
-    with ExitStack() as stack:
-        w = stack.enter_context(worker(settings, score=score, ordered=ordered))
-        if http != "off":
-            stack.enter_context(LagWatcher(settings, w.health))
-        if until_end:
-            with _signals() as stop:
+    with _signals() as stop, ExitStack() as views:
+        with worker(settings, score=score, ordered=ordered) as w:
+            if until_end:
                 w.until_end(stop)
-        elif settings.log.startswith("kafka://"):
+            else:
+                views.enter_context(_views(settings, http, w.health, stop))
+                w.turns(stop)
+            w.health.stopping = True
+        totals = w.loop.totals  # the views end after the worker: partitions are released before Faust is waited for
+    return {**asdict(totals), "seconds": round(time.monotonic() - t0, 3)}
+
+
+@contextmanager
+def _views(settings: Settings, http: str, health: Health, stop: threading.Event) -> Iterator[None]:
+    """Health and metrics at `http`, through Faust on Kafka."""
+    with ExitStack() as stack:
+        if http != "off":
+            stack.enter_context(LagWatcher(settings, health))
+        if settings.log.startswith("kafka://"):
             from stream_dmgin.worker import faust_app
 
-            app = faust_app.make_app(settings, http, w.health)
-            faust_app.run(app, w.turns, settings["log_level"])
-        else:
-            if http != "off":
-                stack.enter_context(HealthServer(http, w.health))
-            w.turns(stack.enter_context(_signals()))
-        w.health.stopping = True
-        totals = w.loop.totals
-    return {**asdict(totals), "seconds": round(time.monotonic() - t0, 3)}
+            stack.enter_context(faust_app.running(settings, http, health, stop))
+        elif http != "off":
+            stack.enter_context(HealthServer(http, health))
+        yield
 
 
 @contextmanager

@@ -40,7 +40,9 @@ def test_a_reader_says_where_a_partition_ends(kafka: str, prefix: str) -> None:
     with open_log("kafka://" + kafka) as log:
         log.create([TopicInfo(topic, 2)])
         write(kafka, prefix, [(topic, b"k", b"%d" % i) for i in range(20)], [(topic, b"k", b"no")] * 5)
-        ends = log.ends(topic)
+        deadline = time.monotonic() + 20  # the broker writes the last marker after it has answered
+        while max((ends := log.ends(topic)).values()) < 27 and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert max(ends.values()) == 27  # 20 records, a marker, 5 aborted ones, a marker
         got = [
             b.value(i)
