@@ -24,6 +24,7 @@ from stream_dmgin.log.base import TP, Batch, GroupReader, Record, Writer
 from stream_dmgin.records import decode_request, request_identity
 from stream_dmgin.state.parse import parse_events
 from stream_dmgin.worker.answers import Answers, Asked
+from stream_dmgin.worker.between import Between
 from stream_dmgin.worker.dead_letters import dead_letter, without_value
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.partitions import REQUESTS_ROW, Owned, Partitions
@@ -70,6 +71,7 @@ class Loop:
         self._due: dict[int, float] = {}  # partition -> when it is to be committed next
         self._full = False  # a cache is over its cap
         self._last_report = time.monotonic()
+        self.between = Between()  # for other threads: what must not run while a batch is open
         self.totals = Totals()
 
     # A turn
@@ -93,6 +95,7 @@ class Loop:
         self._check_writes()
         now = time.monotonic()
         self._commit_due(now)
+        self.between.run()
         if now - self._last_report >= REPORT_S:
             self._report(now)
         self._health.turned = now

@@ -19,6 +19,7 @@ from stream_dmgin.log.base import GroupReader, Log, open_log
 from stream_dmgin.scoring.scorer import Scorer
 from stream_dmgin.scoring.tower_cache import TowerCache
 from stream_dmgin.settings import Settings
+from stream_dmgin.worker.admin import Admin
 from stream_dmgin.worker.answers import FLOOR, Answers
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.http import HealthServer, free_address
@@ -119,6 +120,8 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         )  # fmt: skip
         part.append(loop)
         shared.catch_up()
+        stack.enter_context(Admin(settings.data_dir))
+        stack.callback(loop.between.close)
         try:
             yield Worker(log, loop, partitions, shared, health, reader if isinstance(reader, OrderedReader) else None)
         except BaseException:
