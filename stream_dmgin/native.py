@@ -28,7 +28,12 @@ Kernel = Callable[..., Any]
 def _stamp() -> tuple[float, int]:
     here = Path(__file__).parent
     files = [f for room in ("groups", "counters", "features") for f in (here / room).glob("*.py")]
-    files += [here / "native.py", here / "state" / "hash.py", here / "state" / "jit.py"]
+    files += [
+        *(here / "scoring").glob("fused*.py"),
+        here / "native.py",
+        here / "state" / "hash.py",
+        here / "state" / "jit.py",
+    ]
     seen = [(f.name, s.st_mtime_ns, s.st_size) for f in sorted(files) for s in [os.stat(f)]]
     return max(m for _, m, _ in seen) / 1e9, zlib.crc32(repr(seen).encode())
 
@@ -36,10 +41,10 @@ def _stamp() -> tuple[float, int]:
 _STAMP = _stamp()
 
 
-def kernel(f: Callable[..., Any]) -> Kernel:
+def kernel(f: Callable[..., Any], fastmath: bool | set[str] = False) -> Kernel:
     """Compile `f` with numba on first use, or take it from the cache on disk. numba looks only at the function's own file to
     see whether its cached code is stale; constants and functions of other files are part of it here, so all are looked at."""
-    compiled = njit(cache=True, error_model="numpy")(f)
+    compiled = njit(cache=True, error_model="numpy", fastmath=fastmath)(f)
     cache: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
     if hasattr(cache, "_source_stamp"):
         cache._source_stamp = _STAMP
@@ -64,6 +69,16 @@ def _bits(typing_context: Any, x: Any) -> Any:
     return types.int64(types.float64), generate
 
 
+def _bits_f32(typing_context: Any, x: Any) -> Any:
+    """The float32 of these bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+bits_f32: Any = intrinsic(_bits_f32)
 pointer: Any = intrinsic(_pointer)
 bits: Any = intrinsic(_bits)
 _byte: Any = ld8

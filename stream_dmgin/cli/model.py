@@ -47,7 +47,7 @@ def show(ctx: Context, model: str) -> None:
 
 @command.command()
 @click.argument("model")
-@click.option("--engine", type=click.Choice(["auto", "eager", "tensorrt"]), default="auto", show_default=True)
+@click.option("--engine", type=click.Choice(["auto", "fused", "eager", "tensorrt"]), default="auto", show_default=True)
 @common_options
 def check(ctx: Context, model: str, engine: str) -> None:
     """Load a model, hold its engine against the plain network, and time it; exit 1 where something is off."""

@@ -112,13 +112,13 @@ def open_engine(ctx: Context, model: str | None) -> tuple[str, Engine | None]:
     """(id, engine) of a model; the floor has no engine."""
     from stream_dmgin.models.registry import load_model
     from stream_dmgin.replay.score import FLOOR
-    from stream_dmgin.scoring.engine import EagerEngine
+    from stream_dmgin.scoring.engine import choose_engine
 
     model = model or ctx.settings["worker.model"]
     if model == FLOOR:
         return FLOOR, None
     loaded = load_model(model, ctx.settings.data_dir)
-    return loaded.id, EagerEngine(loaded)
+    return loaded.id, choose_engine(loaded)[0]
 
 
 def _verify(ctx: Context, n: int, groups_file: Path | None, seed: int) -> int:

@@ -56,6 +56,13 @@ class Calibration:
         slope, offset = self.platt.get(head, (1.0, 0.0))
         return sigmoid(logits.astype(np.float64) * slope + offset)
 
+    def apply_all(self, logits: Mapping[str, NDArray[np.floating]]) -> dict[str, NDArray[np.float64]]:
+        """Calibrated probabilities of several heads' logits, all of one shape: one pass for all."""
+        platt = np.array([self.platt.get(head, (1.0, 0.0)) for head in logits])
+        z = np.stack([*logits.values()]).astype(np.float64)
+        wide = (-1, *(1,) * (z.ndim - 1))
+        return dict(zip(logits, sigmoid(z * platt[:, 0].reshape(wide) + platt[:, 1].reshape(wide)), strict=True))
+
     def save(self, path: Path) -> None:
         """Write as JSON: {"platt": {head: [slope, offset]}}."""
         path.write_text(json.dumps({"platt": {k: list(v) for k, v in self.platt.items()}}, indent=2) + "\n")

@@ -22,7 +22,7 @@ from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import Log, Record, batch_of
 from stream_dmgin.records import Request, Score, decode_request, decode_score
 from stream_dmgin.replay.logsource import Columns, read_all
-from stream_dmgin.scoring.engine import EagerEngine
+from stream_dmgin.scoring.engine import choose_engine
 from stream_dmgin.scoring.scorer import Ask, Scorer
 from stream_dmgin.state.engine import StateEngine
 from stream_dmgin.state.layout import STATE_FORMAT
@@ -243,7 +243,7 @@ class _Shared:
 def _scorer(model: str, world: _Shared, groups: GroupMap, data_dir: Path) -> Scorer:
     from stream_dmgin.models.registry import load_model
 
-    engine = EagerEngine(load_model(model, data_dir))
+    engine, _ = choose_engine(load_model(model, data_dir))
     world.catalogue.require(engine.spec.item_numbers)
     return Scorer(engine, world.catalogue, world.counters.table, groups)
 

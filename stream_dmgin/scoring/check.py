@@ -33,7 +33,7 @@ def check(model: Model, prefer: str = "auto", rounds: int = 30) -> dict[str, Any
         found = engine.head(engine.tower(one), one)
         alone = max(alone, *(float(np.abs(found[h][0] - together[h][row]).max()) for h in found))
     whole = all(bool(np.isfinite(p).all() and (p > 0).all() and (p < 1).all()) for p in together.values())
-    limit = ALLOWED if engine.name == "eager" else 1e-3
+    limit = ALLOWED if engine.name in ("eager", "fused") else 1e-3
     reasons = [
         *(["a probability is not strictly between 0 and 1"] if not whole else []),
         *([f"the engine differs from the network by {against:.2g}"] if not against <= limit else []),

@@ -98,7 +98,7 @@ class CompiledEngine:
 
     def head(self, towers: Sequence[UserTower], inputs: Inputs) -> dict[str, NDArray[np.float64]]:
         """As `logits`, as calibrated probabilities."""
-        return {k: self.model.calibration.apply(k, v) for k, v in self.logits(towers, inputs).items()}
+        return self.model.calibration.apply_all(self.logits(towers, inputs))
 
 
 def _padded(array: NDArray[Any], device: str, users: int, candidates: int | None = None) -> Tensor:

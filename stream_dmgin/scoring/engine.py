@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from stream_dmgin.errors import UnavailableError, UsageError
+from stream_dmgin.errors import StreamDmginError, UnavailableError, UsageError
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.models import ragged
 from stream_dmgin.models.dmgin import Tower
 from stream_dmgin.models.registry import Model
 
 Inputs = Mapping[str, NDArray[Any]]
-Prefer = Literal["auto", "eager", "tensorrt"]
+Prefer = Literal["auto", "fused", "eager", "tensorrt"]
 HEAD_INPUTS = ("c_item", "c_id", "c_group", "c_dense", "g_age", "g_size", "u_dense", "x_cat")
 
 
@@ -136,27 +136,41 @@ class EagerEngine:
 
     def head(self, towers: Sequence[UserTower], inputs: Inputs) -> dict[str, NDArray[np.float64]]:
         """As `logits`, as calibrated probabilities."""
-        return {k: self.model.calibration.apply(k, v) for k, v in self.logits(towers, inputs).items()}
+        return self.model.calibration.apply_all(self.logits(towers, inputs))
 
 
 def choose_engine(model: Model, prefer: Prefer = "auto", engines: Path | None = None) -> tuple[Engine, str]:
     """The engine for this machine, and a sentence that says why it is this one. `engines`: where built engines are kept.
 
-    `auto`: TensorRT where CUDA and torch_tensorrt are there and its engines hold, else eager. UnavailableError where
-    `tensorrt` is asked for and can't be had.
+    `auto`: TensorRT where CUDA and torch_tensorrt are there and its engines hold, else the fused CPU engine, else (where that
+    differs from the network) eager. UnavailableError where `tensorrt` is asked for and can't be had.
     """
-    if prefer not in ("auto", "eager", "tensorrt"):
-        raise UsageError(f"engine {prefer!r} is not known: give auto, eager or tensorrt")
+    if prefer not in ("auto", "fused", "eager", "tensorrt"):
+        raise UsageError(f"engine {prefer!r} is not known: give auto, fused, eager or tensorrt")
     if prefer == "eager":
         return EagerEngine(model), "eager on the CPU, as asked"
-    from stream_dmgin.scoring import tensorrt
+    lacking = "as asked"
+    if prefer != "fused":
+        from stream_dmgin.scoring import tensorrt
 
-    lacking = tensorrt.lacking()
-    if lacking is None:
-        try:
-            return tensorrt.TensorRTEngine(model, engines), "TensorRT: CUDA and torch_tensorrt are there"
-        except Exception as e:  # whatever a compiler or driver comes up with: serving goes on without it
-            lacking = f"its engines can't be built or don't hold here ({e})"
-    if prefer == "tensorrt":
-        raise UnavailableError(f"the TensorRT engine can't be used: {lacking}. Use --engine eager, or mend that")
-    return EagerEngine(model), f"eager on the CPU: {lacking}"
+        why_not = tensorrt.lacking()
+        if why_not is None:
+            try:
+                return tensorrt.TensorRTEngine(model, engines), "TensorRT: CUDA and torch_tensorrt are there"
+            except Exception as e:  # whatever a compiler or driver comes up with: serving goes on without it
+                why_not = f"its engines can't be built or don't hold here ({e})"
+        if prefer == "tensorrt":
+            raise UnavailableError(
+                f"the TensorRT engine can't be used: {why_not}. Use --engine fused or eager, or mend that"
+            )
+        lacking = why_not
+    from stream_dmgin.scoring.fused import FusedEngine
+
+    try:
+        fused = FusedEngine(model)
+        fused.verify()
+    except StreamDmginError as e:
+        if prefer == "fused":
+            raise
+        return EagerEngine(model), f"eager on the CPU: {lacking}; {e}"
+    return fused, f"fused on the CPU: {lacking}"

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.features.build import FeatureBuilder
 from stream_dmgin.features.catalogue import Catalogue
@@ -22,7 +24,7 @@ from stream_dmgin.state.arrays import UserArrays
 from stream_dmgin.state.engine import StateEngine
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from stream_dmgin.scoring.engine import Engine
+    from stream_dmgin.scoring.engine import Engine, UserTower
 
 MAX_USERS = 64
 MAX_CELLS = 8192  # at least CANDIDATES_MAX
@@ -64,6 +66,7 @@ class Scorer:
         self._builder = FeatureBuilder(spec, catalogue, counters, groups)
         self._arrays = UserArrays.allocate(max_users, spec.groups, spec.events)
         self._inputs = Inputs.allocate(spec, max_users, max(1, MAX_CELLS // max_users))
+        self._user_inputs = Inputs.allocate(spec, max_users, 1)  # of the users whose towers are computed
 
     def score(self, asks: Sequence[Ask]) -> list[Answer]:
         """Answers in the order of the asks, each independent of what else is in the call (within 1e-6)."""
@@ -96,13 +99,12 @@ class Scorer:
             asks[at].engine.read([a.user for a in asks[at:end]], self._arrays, at)
             at = end
         t1 = perf_counter()
-        self._builder.user_side(self._arrays, n, inputs)
         self._builder.request_side(
             self._arrays, n, [(a.ts, a.candidates, a.lat, a.lon, a.surface) for a in asks], inputs
         )
         t2 = perf_counter()
         users = [(a.user, v) for a, v in zip(asks, self._arrays.version[:n].tolist(), strict=True)]
-        towers = self.towers.towers(self.engine, users, inputs)
+        towers = self.towers.towers(users, self._make_towers)
         t3 = perf_counter()
         heads = {k: v.tolist() for k, v in self.engine.head(towers, inputs).items()}
         t4 = perf_counter()
@@ -112,3 +114,9 @@ class Scorer:
         return [
             Answer({k: v[i][: len(a.candidates)] for k, v in heads.items()}, digests[i]) for i, a in enumerate(asks)
         ]
+
+    def _make_towers(self, rows: list[int]) -> list[UserTower]:
+        """Towers of these rows of the state arrays."""
+        inputs = self._user_inputs.fit(len(rows), 1)
+        self._builder.user_side(self._arrays, np.array(rows, np.int32), inputs)
+        return self.engine.tower(inputs)

@@ -6,14 +6,12 @@ Allocates the towers of misses; a hit is one dictionary look-up.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from stream_dmgin.scoring.engine import Engine, Inputs, UserTower
+    from stream_dmgin.scoring.engine import UserTower
 
-USER_SIDE = ("g_mask", "g_stat", "g_time", "e_item", "e_id", "e_cls", "e_time", "e_dwell", "e_hour", "e_mask",
-             "s_item", "s_cls", "s_time", "s_dwell", "s_mask")  # fmt: skip
 ENTRY_BYTES = 600  # about what Python keeps for an entry beside the tower's numbers
 
 
@@ -57,15 +55,14 @@ class TowerCache:
         self._towers.clear()
         self.bytes = 0
 
-    def towers(self, engine: Engine, users: Sequence[tuple[bytes, int]], inputs: Inputs) -> list[UserTower]:
-        """Towers of the rows of `inputs`, whose (user id, state version) are `users`; computes the missing ones in one
-        batch.
-        """
+    def towers(
+        self, users: Sequence[tuple[bytes, int]], make: Callable[[list[int]], list[UserTower]]
+    ) -> list[UserTower]:
+        """Towers of these (user id, state version); `make` gives those of the positions that are missing, in one batch."""
         found = [self.get(user, version) for user, version in users]
         missing = [row for row, tower in enumerate(found) if tower is None]
         if missing:
-            side = {k: inputs[k] if len(missing) == len(users) else inputs[k][missing] for k in USER_SIDE}
-            for row, tower in zip(missing, engine.tower(side), strict=True):
+            for row, tower in zip(missing, make(missing), strict=True):
                 found[row] = tower
                 self.put(*users[row], tower)
         return [tower for tower in found if tower is not None]

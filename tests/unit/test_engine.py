@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from stream_dmgin.models import registry
 from stream_dmgin.models.calibration import Calibration
 from stream_dmgin.models.dmgin import DMGINConfig
 from stream_dmgin.scoring import check, compiled, graphs
-from stream_dmgin.scoring.engine import EagerEngine, choose_engine
+from stream_dmgin.scoring.engine import EagerEngine, Engine, UserTower, choose_engine
+from stream_dmgin.scoring.fused import FusedEngine
 from stream_dmgin.scoring.graphs import example_inputs
 from stream_dmgin.scoring.tower_cache import TowerCache
 
@@ -27,12 +29,13 @@ SPEC = InputSpec(
 MODEL = registry.untrained("small", DMGINConfig(spec=SPEC, heads=("order",), width=16, item_width=8, hidden=(32, 16)))
 
 
-@pytest.fixture
-def engine() -> EagerEngine:
-    return EagerEngine(MODEL)
+@pytest.fixture(params=[EagerEngine, FusedEngine], ids=["eager", "fused"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    made: Engine = request.param(MODEL)
+    return made
 
 
-def test_probabilities_do_not_depend_on_the_batch(engine: EagerEngine) -> None:
+def test_probabilities_do_not_depend_on_the_batch(engine: Engine) -> None:
     x = example_inputs(SPEC, 7, 9)
     together = engine.head(engine.tower(x), x)
     towers = engine.tower(x)
@@ -46,7 +49,7 @@ def test_probabilities_do_not_depend_on_the_batch(engine: EagerEngine) -> None:
             np.testing.assert_allclose(cached[head][0], together[head][row], rtol=0, atol=1e-6)
 
 
-def test_the_network_says_the_same(engine: EagerEngine) -> None:
+def test_the_network_says_the_same(engine: Engine) -> None:
     x = example_inputs(SPEC, 5, 4, seed=2)
     wanted = MODEL.network({k: torch.from_numpy(v) for k, v in x.items()})
     found = engine.logits(engine.tower(x), x)
@@ -54,7 +57,7 @@ def test_the_network_says_the_same(engine: EagerEngine) -> None:
         np.testing.assert_allclose(found[head], z.numpy(), rtol=0, atol=2e-6)
 
 
-def test_towers_outlive_the_buffers_they_came_from(engine: EagerEngine) -> None:
+def test_towers_outlive_the_buffers_they_came_from(engine: Engine) -> None:
     x = Inputs.allocate(SPEC, 3, 4)
     for k, v in example_inputs(SPEC, 3, 4).items():
         x[k][:] = v
@@ -65,29 +68,69 @@ def test_towers_outlive_the_buffers_they_came_from(engine: EagerEngine) -> None:
     np.testing.assert_array_equal(engine.head(towers, x)["ctr"], before)
 
 
-def test_the_cache_serves_a_version_until_the_next_and_stays_in_bounds(engine: EagerEngine) -> None:
+def maker(engine: Engine, x: dict[str, np.ndarray]) -> Callable[[list[int]], list[UserTower]]:
+    """What a scorer does: towers of some rows."""
+    return lambda rows: engine.tower({k: v[rows] for k, v in x.items()})
+
+
+def test_the_cache_serves_a_version_until_the_next_and_stays_in_bounds(engine: Engine) -> None:
     cache = TowerCache(limit_bytes=1 << 20)
     x = example_inputs(SPEC, 4, 3)
     users = [(b"a", 1), (b"b", 1), (b"c", 5), (b"d", 9)]
-    first = cache.towers(engine, users, x)
+    first = cache.towers(users, maker(engine, x))
     assert (cache.hits, cache.misses, len(cache)) == (0, 4, 4)
-    again = cache.towers(engine, [(b"a", 1), (b"b", 2), (b"c", 5), (b"d", 9)], x)
+    again = cache.towers([(b"a", 1), (b"b", 2), (b"c", 5), (b"d", 9)], maker(engine, x))
     assert (cache.hits, cache.misses, len(cache)) == (3, 5, 4)
     assert again[0] is first[0] and again[1] is not first[1]
     np.testing.assert_allclose(engine.head(again, x)["ctr"], engine.head(first, x)["ctr"], rtol=0, atol=1e-6)
     assert cache.get(b"a", 2) is None and cache.get(b"nobody", 1) is None
     small = TowerCache(limit_bytes=cache.bytes // 2)
-    small.towers(engine, users, x)
+    small.towers(users, maker(engine, x))
     assert small.bytes <= small.limit_bytes and small.evictions > 0 and small.get(b"a", 1) is None
     assert small.get(b"d", 9) is not None
     small.clear()
     assert (len(small), small.bytes) == (0, 0)
 
 
-def test_a_user_twice_in_a_call(engine: EagerEngine) -> None:
+def test_a_user_twice_in_a_call(engine: Engine) -> None:
     x = {k: v[[1, 1]] for k, v in example_inputs(SPEC, 2, 3).items()}
-    p = engine.head(TowerCache().towers(engine, [(b"a", 1), (b"a", 1)], x), x)["ctr"]
+    p = engine.head(TowerCache().towers([(b"a", 1), (b"a", 1)], maker(engine, x)), x)["ctr"]
     np.testing.assert_array_equal(p[0], p[1])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 128, 32), (3, 5, 2), (2, 1, 16)])
+def test_fused_equals_the_network_at_other_sizes(shape: tuple[int, int, int]) -> None:
+    """Heads of 1, 2 and 4 of odd widths, no layer across groups, no post-click heads; also rows that nobody fills."""
+    layers, groups, events = shape
+    spec = InputSpec(groups=groups, events=events, short=64, item_buckets=50, category_buckets=7, advertiser_buckets=9)
+    for width, heads in ((12, 4), (10, 1), (24, 2)):
+        config = DMGINConfig(
+            spec=spec, width=width, attention_heads=heads, layers=layers, item_width=6, hidden=(20, 10)
+        )
+        model = registry.untrained("odd", config)
+        with torch.no_grad():
+            for p in model.network.parameters():  # zeros and ones at the start would hide what is left out
+                p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+            for name, t in model.network.named_buffers():
+                if name.endswith(("mean", "shift")):
+                    t.add_(0.3)
+                elif name.endswith(("scale", "slope")):
+                    t.add_(0.7)
+        engine = FusedEngine(model)
+        assert engine.verify() < 5e-5
+        x = example_inputs(spec, 6, 11, seed=width)
+        x["g_mask"][2], x["e_mask"][2], x["s_mask"][2] = False, False, False
+        x["e_mask"][3] = False  # impressions alone: groups without events
+        wanted = model.network({k: torch.from_numpy(v) for k, v in x.items()})["ctr"].detach().numpy()
+        np.testing.assert_allclose(engine.logits(engine.tower(x), x)["ctr"], wanted, rtol=0, atol=5e-5)
+
+
+def test_an_engine_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream_dmgin.scoring.fused.TOLERANCE", 0.0)
+    engine, why = choose_engine(MODEL)
+    assert engine.name == "eager" and "differs from the model" in why
+    with pytest.raises(StreamDmginError, match="differs from the model"):
+        choose_engine(MODEL, "fused")
 
 
 def test_which_engine_and_why() -> None:
@@ -95,10 +138,11 @@ def test_which_engine_and_why() -> None:
     assert engine.name == "eager" and "asked" in why
     if not torch.cuda.is_available():
         engine, why = choose_engine(MODEL)
-        assert engine.name == "eager" and ("CUDA" in why or "torch_tensorrt" in why)
-        with pytest.raises(UnavailableError, match="--engine eager"):
+        assert engine.name == "fused" and ("CUDA" in why or "torch_tensorrt" in why)
+        with pytest.raises(UnavailableError, match="--engine fused or eager"):
             choose_engine(MODEL, "tensorrt")
-    with pytest.raises(UsageError, match="auto, eager or tensorrt"):
+    assert choose_engine(MODEL, "fused")[0].name == "fused"
+    with pytest.raises(UsageError, match="auto, fused, eager or tensorrt"):
         choose_engine(MODEL, "fast")  # type: ignore[arg-type]
 
 
