@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from stream_dmgin.cli.common import Context, common_options, table
+from stream_dmgin.cli.state_erase import erase
 from stream_dmgin.errors import UsageError
 
 DIFFERENT = 1  # exit code: a check found a difference
@@ -16,6 +17,9 @@ DIFFERENT = 1  # exit code: a check found a difference
 @click.group()
 def command() -> None:
     """What is known of users: look at it, and check that it is the fold of the log. A worker may be running."""
+
+
+command.add_command(erase)
 
 
 @command.command()
@@ -157,6 +161,8 @@ def _verified(d: dict[str, Any]) -> str:
         lines += [f"    {f}" for f in x["fields"]]
     if d["malformed"]:
         lines.append(f"{d['malformed']:,} records are no events (see `dead-letters list`)")
+    if d["erasing"]:
+        lines.append(f"{d['erasing']:,} users are not compared: their erasure is ordered, but not in the store yet")
     if d["misplaced"]:
         lines.append(
             f"{d['misplaced']:,} users lie in another partition than murmur2 of their id says: a producer uses another "

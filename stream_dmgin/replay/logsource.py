@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_dmgin import topics
+from stream_dmgin.control import Control, digest_of, read_control
 from stream_dmgin.datasets.form import DAY_MS, Meta
 from stream_dmgin.errors import InputError, RecordError
 from stream_dmgin.log.base import TP, Batch, Log, Record, batch_of
@@ -79,7 +80,8 @@ class LogSource:
 
     def __init__(self, log: Log, prefix: str = topics.PREFIX) -> None:
         self._log, self._prefix = log, prefix
-        events = read_all(log, [prefix + t for t in topics.EVENTS])
+        self._control, _, _ = read_control(log, prefix)
+        events = without_erased(read_all(log, [prefix + t for t in topics.EVENTS]), self._control)
         order = np.lexsort((events.offset, events.partition, events.topic, events.timestamp))
         self._events, self._order = events, order
         self.partitions: Sequence[int] = sorted(log.ends(prefix + topics.REQUESTS))
@@ -113,6 +115,7 @@ class LogSource:
 
     def _requests(self) -> Requests:
         asked = read_all(self._log, [self._prefix + topics.REQUESTS])
+        erased = erased_users(asked, self._control)
         shown, clicked = feedback(self._events)
         out = Requests([], [], *(np.zeros(0, np.int64),) * 2, np.zeros(0, np.int32), np.zeros(1, np.int64), [], np.zeros(0, np.int8),
                        np.zeros(0), np.zeros(0), [])  # fmt: skip
@@ -124,6 +127,8 @@ class LogSource:
         label: list[int] = []
         place: list[tuple[float, float]] = []
         for i in np.lexsort((asked.offset, asked.partition, asked.timestamp)).tolist():
+            if erased and int(asked.timestamp[i]) <= erased.get(asked.keys[i], -1):
+                continue
             try:
                 r = decode_request(asked.keys[i], asked.values[i], int(asked.timestamp[i]))
             except RecordError:
@@ -148,6 +153,34 @@ class LogSource:
         )
         out.lat, out.lon = np.array([p[0] for p in place], np.float64), np.array([p[1] for p in place], np.float64)
         return out
+
+
+def erased_users(records: Columns, control: Control) -> dict[bytes | None, int]:
+    """Key -> when its user was erased (ms), of those keys among the records whose users were."""
+    at: dict[str, int] = {}
+    for of in control.erasures.values():
+        for digest, e in of.items():
+            at[digest] = max(e.at, at.get(digest, 0))
+    if not at:
+        return {}
+    return {k: at[d] for k in set(records.keys) if k is not None and (d := digest_of(k)) in at}
+
+
+def without_erased(events: Columns, control: Control) -> Columns:
+    """The events (topics in the order of `topics.EVENTS`) without those of erased users that their erasures take."""
+    erased = erased_users(events, control)
+    if not erased:
+        return events
+    keep = np.ones(len(events), bool)
+    for i, key in enumerate(events.keys):
+        if key in erased:
+            e = control.erasures.get(int(events.partition[i]), {}).get(digest_of(key or b""))
+            keep[i] = e is None or int(events.offset[i]) >= e.ends[events.topic[i]]
+    at = np.flatnonzero(keep)
+    return Columns(
+        events.topic[at], events.partition[at], events.offset[at], events.timestamp[at],
+        [events.keys[i] for i in at.tolist()], [events.values[i] for i in at.tolist()],
+    )  # fmt: skip
 
 
 def feedback(events: Columns) -> tuple[dict[str, set[str]], dict[str, set[str]]]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from stream_dmgin import topics
+from stream_dmgin.control import digest_of, read_control
 from stream_dmgin.counters.chains import SharedCounters
 from stream_dmgin.errors import InputError, RecordError, UsageError
 from stream_dmgin.features.catalogue import Catalogue
@@ -139,6 +140,8 @@ def _check(c: _Case, scorer: Scorer, engine: StateEngine, out: Outcome) -> None:
 def _cases(log: Log, prefix: str, n: int, seed: int, out: Outcome) -> list[_Case]:
     records = read_all(log, [prefix + topics.SCORES])
     order = np.random.default_rng(seed).permutation(len(records))
+    control, _, _ = read_control(log, prefix)
+    erased = {d for of in control.erasures.values() for d in of}
     chosen: list[tuple[int, Score]] = []
     for i in order.tolist():
         if len(chosen) == n:
@@ -148,7 +151,9 @@ def _cases(log: Log, prefix: str, n: int, seed: int, out: Outcome) -> list[_Case
             score = decode_score(value or b"")
         except Exception as e:
             raise InputError(f"{prefix + topics.SCORES} holds a record that is no score: {e}") from None
-        if score.status == "ok":
+        if erased and digest_of(score.user_id.encode()) in erased:
+            out.skipped["the user was erased"] = out.skipped.get("the user was erased", 0) + 1
+        elif score.status == "ok":
             chosen.append((int(records.partition[i]), score))
         else:
             out.skipped[score.status] = out.skipped.get(score.status, 0) + 1

@@ -50,6 +50,12 @@ class TowerCache:
             self.bytes -= dropped.nbytes + ENTRY_BYTES
             self.evictions += 1
 
+    def drop(self, user: bytes) -> None:
+        """Forget one user."""
+        old = self._towers.pop(user, None)
+        if old is not None:
+            self.bytes -= old[1].nbytes + ENTRY_BYTES
+
     def clear(self) -> None:
         """Forget everything: another model or group map."""
         self._towers.clear()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from stream_dmgin.state import entry, fold, layout, readout, resolve, show
 from stream_dmgin.state import layout as at_
 from stream_dmgin.state.arrays import UserArrays
 from stream_dmgin.state.encode import OP_WORDS, encode_dirty
+from stream_dmgin.state.erased import Erased
 from stream_dmgin.state.hash import ADDRESS_OF_BYTES, hash64
 from stream_dmgin.state.increments import RawIncrements, increments_of
 from stream_dmgin.state.memory import Memory
@@ -58,6 +59,7 @@ class StateEngine:
         self.partition, self.cache_bytes, self.read_only = partition, cache_bytes, read_only
         self.durable = durable
         self.published: dict[int, int] = {}
+        self._erased: Erased | None = None
         self._db = db
         self._write_options = write_options(durable, sync)
         self._side: dict[bytes, bytes] = {}  # rows of callers, in memory only
@@ -113,6 +115,11 @@ class StateEngine:
                 f"rows of partition {cols.partition[rows[0]]} given to the engine of partition {self.partition}"
             )
         rows = np.ascontiguousarray(rows, np.int32)
+        if self._erased is not None:
+            if self._erased.passed(P):
+                self._erased = None
+            else:
+                self._erased.hide(cols, rows)
         P[3:6] = [self.published.get(t, 0) for t in range(3)]
         M[at_.M_CLOCK] += 1
         scratch = mem.scratch(n)
@@ -154,6 +161,22 @@ class StateEngine:
                 self._load_spill(int(M[at_.M_NEED]))
             else:
                 mem.grow(code)
+
+    def fold_again(self, cols: EventColumns, rows: NDArray[np.int32]) -> int:
+        """Fold these rows although they lie below `offsets`: those of a user who has just been erased, from the offsets of
+        the erasure on. They add nothing to the shared counters again. Returns how many counted."""
+        P, published = self._mem.S.P, self.published
+        offsets = P[:3].copy()
+        self.published = dict(enumerate(offsets.tolist()))
+        P[:3] = 0
+        try:
+            return self.fold(cols, rows)
+        finally:
+            self._mem.S.P[:3], self.published = offsets, published
+
+    def ignore(self, erased: Erased) -> None:
+        """From here on these erased users' records below the offsets of their erasures count as done without being folded."""
+        self._erased = None if erased.passed(self._mem.S.P) else erased
 
     def take_increments(self) -> RawIncrements:
         """The increments of the shared counters folded since the last call, each (item, bucket, metric) once."""
@@ -283,12 +306,13 @@ class StateEngine:
         """
         self._use_groups(groups)
 
-    def erase(self, user_id: str) -> bool:
-        """Delete a user's rows and forget it, in a commit of its own; whether there was one. What is uncommitted is committed."""
+    def erase(self, user_id: str) -> int:
+        """Delete a user's rows and forget it, in a commit of its own; how many rows there were, 0 for an unknown user. What is
+        uncommitted is committed."""
         key = user_id.encode()
         u = self._slot(key, spill=True)
         if u < 0:
-            return False
+            return 0
         self.commit()
         M = self._mem.S.M
         u = self._slot(key)
@@ -296,13 +320,41 @@ class StateEngine:
         M[at_.M_USERS] -= 1
         entry.drop(self._mem.addresses, np.array([u], np.int64))
         if self._db is None:
-            return True
+            return 1
         batch = WriteBatch(raw_mode=True)
-        for k in [_base_key(key), *_delta_keys(key), *_spill_keys(key, pages)]:
+        keys = [_base_key(key), *_delta_keys(key), *_spill_keys(key, pages)]
+        rows = sum(row is not None for row in self._db.get(keys))
+        for k in keys:
             batch.delete(k)
         batch.put(at_.ROW_OFFSETS, _OFFSETS.pack(*self._mem.S.P[:3].tolist(), int(M[at_.M_USERS]), int(M[at_.M_EPOCH])))
         self._db.write(batch, self._write_options)
-        return True
+        return rows
+
+    def count_rows(self, user_id: bytes) -> int:
+        """How many rows the store holds of a user, as committed."""
+        if self._db is None:
+            return 0
+        base = self._db.get(_base_key(user_id))
+        if base is None:
+            return 0
+        pages = struct.unpack_from("<q", base)[0] >> 24 & 0xFFFF
+        keys = [*_delta_keys(user_id), *_spill_keys(user_id, pages)]
+        return 1 + sum(row is not None for row in self._db.get(keys))
+
+    def find(
+        self, wanted: Callable[[bytes], bool], after: bytes = b"", limit: int = 10_000
+    ) -> tuple[list[bytes], bytes | None]:
+        """Committed users that are `wanted`, among the next `limit` in the order of their ids; and the id to go on after,
+        None at the end. Reads base rows: for control paths."""
+        found = []
+        start = at_.ROW_BASE + after + b"\0" if after else at_.ROW_BASE
+        for n, (key, _) in enumerate(self._rows(at_.ROW_BASE, start), 1):
+            user_id = bytes(key[1:])
+            if wanted(user_id):
+                found.append(user_id)
+            if n == limit:
+                return found, user_id
+        return found, None
 
     def get(self, key: bytes) -> bytes | None:
         """A side row."""
@@ -343,11 +395,11 @@ class StateEngine:
             self._load_spill(u)
         return u
 
-    def _rows(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Rows of the store with this prefix; the iterator is gone when the generator is."""
+    def _rows(self, prefix: bytes, start: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Rows of the store with this prefix, from the key `start` on; the iterator is gone when the generator is."""
         if self._db is None:
             return
-        for key, value in self._db.items(from_key=prefix):
+        for key, value in self._db.items(from_key=start or prefix):
             if not key.startswith(prefix):
                 break
             yield key, value

@@ -62,6 +62,11 @@ class Answers:
             self._health.model = self._model
             log_.info("model %s answers from here on", self._model)
 
+    def forget(self, user_id: bytes) -> None:
+        """Drop what is cached of an erased user: a new life may come to the same version."""
+        if self._scorer is not None:
+            self._scorer.towers.drop(user_id)
+
     def answer(self, asked: Sequence[Asked]) -> list[tuple[Asked, Sent]]:
         """A score record for each request, in the same order."""
         now = self._now()

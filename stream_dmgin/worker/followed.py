@@ -10,12 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
-import msgspec
 from rocksdict import AccessType, Options, Rdict, WriteBatch
 
 from stream_dmgin import topics
+from stream_dmgin.control import read_control
 from stream_dmgin.counters.chains import SharedCounters
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.errors import LogUnavailable, RecordError
@@ -42,14 +41,15 @@ class Followed:
         self._shared = SharedCounters.restore(rows)
         items = log.begins(self._items_topic)
         self._items_next = dict(items)
-        self.control: dict[str, Any] = {}  # the control topic: key -> newest record
+        # What was ordered is known before anything is folded: erased users must not come back, poison must not be touched
+        self.control, bad, following = read_control(log, prefix)
         self._reader: Reader = log.reader([self._counters_topic, self._items_topic, prefix + topics.CONTROL])
-        starts = {(self._items_topic, p): -2 for p in items} | {(prefix + topics.CONTROL, 0): -2}
+        starts = {(self._items_topic, p): -2 for p in items} | {(prefix + topics.CONTROL, 0): following}
         self._reader.assign({(self._counters_topic, 0): self._shared.next_offset, **starts})
         self._looked = self._saved = time.monotonic()
         self._outcomes = {"applied": 0, "duplicate": 0, "gap": 0, "overlap": 0}
         # Malformed records of these topics; one worker sends them to the dead letters
-        self.malformed: list[tuple[Record, RecordError]] = []
+        self.malformed: list[tuple[Record, RecordError]] = bad
 
     @property
     def counters(self) -> CounterTable:
@@ -104,7 +104,7 @@ class Followed:
                     if batch.topic[i] == 0:
                         self._shared.fold(batch.value(i), offset)
                     elif batch.topic[i] == 2:
-                        self._take_control(batch.key(i), batch.value(i))
+                        self.control.take(batch.key(i), batch.value(i))
                     else:
                         self._items_next[int(batch.partition[i])] = offset + 1
                         self.catalogue.fold(batch.key(i), batch.value(i))
@@ -115,17 +115,6 @@ class Followed:
         finally:
             batch.release()
             self._report()
-
-    def _take_control(self, key: bytes | None, value: bytes | None) -> None:
-        name = (key or b"").decode("utf-8", "replace")
-        try:
-            record = msgspec.msgpack.decode(value) if value else None
-        except msgspec.MsgspecError as e:
-            raise RecordError("decode", f"not MessagePack: {e}") from None
-        if record is None:
-            self.control.pop(name, None)
-        else:
-            self.control[name] = record
 
     def _report(self) -> None:
         c = self._shared.chains

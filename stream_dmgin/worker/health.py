@@ -28,6 +28,11 @@ class Health:
     assigned: bool = False
     stopping: bool = False
     control: Mapping[str, Any] = field(default_factory=dict)
+    stepped: float = field(default_factory=time.monotonic)  # when work last went on, inside a turn too
+
+    def step(self) -> None:
+        """Work goes on: called by whatever takes long inside a turn. Costs a look at the clock."""
+        self.stepped = time.monotonic()
 
     def live(self) -> tuple[int, dict[str, Any]]:
         """(HTTP status, body): 503 when the loop has not come round for STALL_S seconds."""

@@ -72,6 +72,7 @@ class Loop:
         self._full = False  # a cache is over its cap
         self._last_report = time.monotonic()
         self.between = Between()  # for other threads: what must not run while a batch is open
+        self.chores: list[Callable[[], None]] = []  # control path: called once a turn, when no batch is open
         self.totals = Totals()
 
     # A turn
@@ -96,6 +97,8 @@ class Loop:
         now = time.monotonic()
         self._commit_due(now)
         self.between.run()
+        for chore in self.chores:
+            chore()
         if now - self._last_report >= REPORT_S:
             self._report(now)
         self._health.turned = now

@@ -53,6 +53,10 @@ class Metrics:
         self.counter_ranges = Counter(
             "sdmgin_counter_ranges_total", "Ranges of counter increments read, by outcome", ["outcome"], registry=r
         )
+        # erased: a user's rows went; unknown: the order was carried out, but this store had nothing of the user.
+        self.erasures = Counter(
+            "sdmgin_erasures_total", "Erasures of users carried out, by outcome", ["outcome"], registry=r
+        )
         self.rebalances = Counter(
             "sdmgin_rebalances_total", "Assignments, revocations and losses of partitions", ["kind"], registry=r
         )

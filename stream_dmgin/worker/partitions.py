@@ -63,13 +63,15 @@ class Owned:
         self.saved_requests = answered.safe
         self.dirty = False
         self.restoring = True
+        self.hold = 0  # other work to be done before requests are answered: erasures that this store has not in it yet
 
     def remaining(self) -> int:
-        """Records to fold before the state is as fresh as the log was at assignment."""
+        """Records to fold (and erasures to apply) before the state is as fresh as the log was at assignment."""
         if not self.restoring:
             return 0
         offsets = self.engine.offsets
         left = sum(max(0, end - max(offsets[t], self._ended(t))) for t, end in self._caught_up_at.items())
+        left += self.hold
         self.restoring = left > 0
         return left
 

@@ -21,12 +21,13 @@ from stream_dmgin.scoring.tower_cache import TowerCache
 from stream_dmgin.settings import Settings
 from stream_dmgin.worker.admin import Admin
 from stream_dmgin.worker.answers import FLOOR, Answers
+from stream_dmgin.worker.erasing import Erasing
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.http import HealthServer, free_address
 from stream_dmgin.worker.lag import LagWatcher
 from stream_dmgin.worker.loop import Loop
 from stream_dmgin.worker.ordered import OrderedReader
-from stream_dmgin.worker.partitions import Partitions, check_topics, read_groups
+from stream_dmgin.worker.partitions import Owned, Partitions, check_topics, read_groups
 from stream_dmgin.worker.releases import Releases
 from stream_dmgin.worker.shared import Shared
 
@@ -97,13 +98,22 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         writer = log.writer(linger_ms=0 if score else 5)
         stack.callback(writer.close)
         shared = Shared(log, settings.prefix, settings.data_dir / "shared", writer, health)
-        health.control = shared.control
+        health.control = shared.control.others
         stack.callback(shared.close)
         answers = _answers(settings, shared, groups, health) if score else None
         part: list[Any] = []
+        erasing = Erasing(
+            log, settings.prefix, settings.data_dir, shared.control, health, commit=lambda o, rows: part[0].commit_one(o, rows),  # noqa: PLW0108 - the loop comes later
+            forget=answers.forget if answers is not None else lambda user: None,
+        )  # fmt: skip
+
+        def opened(o: Owned) -> None:
+            shared.opened(o)
+            erasing.opened(o)
+
         partitions = Partitions(
             log, settings.prefix, settings.data_dir / "state", groups, health, cache_mb=settings["worker.cache_mb"], score=score,
-            on_open=shared.opened, commit=lambda o: part[0].commit_one(o), before_release=lambda: part[0].settle(),  # noqa: PLW0108 - the loop comes later
+            on_open=opened, commit=lambda o: part[0].commit_one(o), before_release=lambda: part[0].settle(),  # noqa: PLW0108 - the loop comes later
         )  # fmt: skip
         stack.callback(partitions.close)
         partitions.wait_for_state = not ordered
@@ -119,6 +129,7 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
             max_requests=settings["worker.max_requests"],
         )  # fmt: skip
         part.append(loop)
+        loop.chores.append(lambda: erasing.turn(partitions.owned))
         shared.catch_up()
         stack.enter_context(Admin(settings.data_dir))
         stack.callback(loop.between.close)

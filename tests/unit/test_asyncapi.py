@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 import yaml
 
-from stream_dmgin import records, topics
+from stream_dmgin import control, records, topics
 from stream_dmgin.counters.increments import Increments
 from stream_dmgin.log import manage
 from stream_dmgin.log.base import Record
+from stream_dmgin.state.hash import hash64
 from stream_dmgin.worker.dead_letters import dead_letter
 from stream_dmgin.worker.releases import KEY as MODEL_KEY
 
@@ -30,6 +32,8 @@ RECORDS = {
     "Score": records.Score,
     "Provenance": records.Provenance,
     "Item": records.Item,
+    "Erasure": control.Erasure,
+    "Skip": control.Skip,
 }
 EXAMPLES = [(name, e) for name, m in MESSAGES.items() for e in m.get("examples", [])]
 
@@ -124,6 +128,15 @@ def test_examples_are_good_records(name: str, example: dict[str, Any]) -> None:
         assert records.decode_request(key, value, payload["ts"]).candidates == payload["candidates"]
     elif name == "item":
         assert records.decode_item(payload["item_id"].encode(), value).item_id == payload["item_id"]
+    elif name in ("erasure", "skip"):
+        kind = {"erasure": control.Erasure, "skip": control.Skip}[name]
+        order = msgspec.convert(payload, kind)
+        assert re.fullmatch(MESSAGES[name]["bindings"]["kafka"]["key"]["pattern"], order.key)
+        taken = control.Control()
+        taken.take(order.key.encode(), value)
+        assert taken.erasures or taken.skips
+        if name == "erasure":
+            assert (order.digest, order.hash) == (control.digest_of(b"u42"), hash64(b"u42"))
     elif name == "control":
         assert MESSAGES[name]["bindings"]["kafka"]["key"]["enum"] == [MODEL_KEY]
     else:
