@@ -95,7 +95,7 @@ def test_erase_beside_a_running_worker(settings: Settings, capsys: pytest.Captur
     with running(settings) as w:
         turn_until(w, folded(w), "the fold")
         w.loop.commit()
-        shutil.copytree(settings.data_dir, settings.data_dir.parent / "before")
+        shutil.copytree(settings.data_dir, settings.data_dir.parent / "before", ignore=shutil.ignore_patterns("admin"))
         cli(settings, "state", "erase", user, "--dry-run")
         would = json.loads(capsys.readouterr().out)
         assert would["dry_run"] and would["partitions"][0]["events"] > 0 and shown(settings, user) is not None
