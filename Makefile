@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 EXTRAS ?= dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test chaos lint format bench clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -25,6 +25,9 @@ demo: install ## the main job, whole, in about a minute: log, simulator, worker,
 
 test: install ## all tests (those that need a real Kafka are skipped where there is no Java 17 and Maven)
 	$(BIN)/python -m pytest
+
+chaos: install ## a fault campaign against a real Kafka: make chaos [SEED=1] [MINUTES=3] [CHAOS="--kills 100 --shared ..."]
+	$(BIN)/python -m tests.chaos.run --seed $(or $(SEED),1) --minutes $(or $(MINUTES),3) $(CHAOS)
 
 lint: install ## ruff, mypy --strict, the import rules
 	$(BIN)/ruff check .

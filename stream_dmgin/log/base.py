@@ -147,10 +147,12 @@ class GroupListener(Protocol):
     """What a member of a consumer group is told, from inside `poll`, on the polling thread."""
 
     def assigned(self, partitions: list[TP]) -> Mapping[TP, int]:
-        """These came in addition: open their stores and say from which offsets to read."""
+        """These came in addition: open their stores and say from which offsets to read. Offsets of others that came earlier
+        may be among them: those are read again from there."""
 
     def revoked(self, partitions: list[TP]) -> None:
-        """These go: commit, flush and release them before returning."""
+        """These go: commit and flush them before returning. Where the reader is `eager` the next `assigned` may give some
+        of them back; otherwise release them too."""
 
     def lost(self, partitions: list[TP]) -> None:
         """These are gone and may already have another owner: write nothing, drop them."""
@@ -158,6 +160,17 @@ class GroupListener(Protocol):
 
 class GroupReader(Reader, Protocol):
     """A member of a consumer group. `assign` is the group's business; offsets come from the listener."""
+
+    @property
+    def eager(self) -> bool:
+        """Whether a rebalance takes every partition away before it says who keeps which."""
+
+    def confirm(self) -> None:
+        """Raises Fenced when this member may have lost its partitions to another: call it before what must not be written by
+        two. Free while `poll` is called often; after a stall it asks the group, for two seconds at most."""
+
+    def rejoin(self) -> None:
+        """After Fenced: give up what was assigned and join the group anew, without a word to the listener."""
 
     def commit(self, offsets: Mapping[TP, int]) -> None:
         """Tell the group (advisory: the store's offset is the truth). Doesn't block. Raises Fenced when an earlier commit was
@@ -216,8 +229,17 @@ class Log(Protocol):
     def reader(self, topics: Sequence[str]) -> Reader:
         """A reader outside any group. Topic indexes in its batches follow `topics`."""
 
-    def group_reader(self, group: str, topics: Sequence[str], listener: GroupListener) -> GroupReader:
-        """A member of `group`, subscribed to `topics`, which must be co-partitioned (equal partition numbers together)."""
+    def group_reader(
+        self,
+        group: str,
+        topics: Sequence[str],
+        listener: GroupListener,
+        *,
+        instance_id: str = "",
+        protocol: str = "classic",
+    ) -> GroupReader:
+        """A member of `group`, subscribed to `topics`, which must be co-partitioned (equal partition numbers together).
+        Kafka alone knows `instance_id` (static membership) and `protocol`: classic or consumer (KIP-848)."""
 
     def writer(self, **tuning: Any) -> Writer:
         """A writer. Tuning: `linger_ms` (default 5)."""

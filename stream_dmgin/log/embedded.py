@@ -95,7 +95,15 @@ class EmbeddedLog:
         """See base.Log."""
         return EmbeddedReader({t: self._files(t) for t in topics})
 
-    def group_reader(self, group: str, topics: Sequence[str], listener: GroupListener) -> EmbeddedGroupReader:
+    def group_reader(
+        self,
+        group: str,
+        topics: Sequence[str],
+        listener: GroupListener,
+        *,
+        instance_id: str = "",
+        protocol: str = "classic",
+    ) -> EmbeddedGroupReader:
         """See base.Log."""
         if not _NAME.fullmatch(group):
             raise UsageError(f"{group!r} can't be the name of a group: letters, digits, '.', '_' and '-', 200 at most")

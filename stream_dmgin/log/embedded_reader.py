@@ -189,6 +189,17 @@ class EmbeddedGroupReader(EmbeddedReader):
         """Not for a member: the group assigns."""
         raise TypeError("a group member's partitions come from the group")
 
+    @property
+    def eager(self) -> bool:
+        """See base.GroupReader: what goes, goes for good."""
+        return False
+
+    def confirm(self) -> None:
+        """See base.GroupReader: the lock can't be lost."""
+
+    def rejoin(self) -> None:
+        """See base.GroupReader: never fenced."""
+
     def commit(self, offsets: Mapping[TP, int]) -> None:
         """See base.GroupReader: replaces a small file."""
         for (topic, partition), offset in offsets.items():

@@ -41,6 +41,7 @@ READER = {
     "enable.partition.eof": "true", "allow.auto.create.topics": "false", "socket.nagle.disable": "true", "reconnect.backoff.max.ms": "1000",
 }  # fmt: skip
 GROUP = {"partition.assignment.strategy": "range", "heartbeat.interval.ms": "300", "session.timeout.ms": "6000"}
+STATIC_SESSION_MS = "30000"  # a static member leaves only when its session ends: a restart must fit into it
 WRITER_ONLY = (
     "acks",
     "compression.",
@@ -148,11 +149,25 @@ class KafkaLog:
         own = {"group.id": f"stream-dmgin-reader-{os.getpid()}"}
         return KafkaReader({**self._reading(), **own}, topics)
 
-    def group_reader(self, group: str, topics: Sequence[str], listener: GroupListener) -> KafkaGroupReader:
+    def group_reader(
+        self,
+        group: str,
+        topics: Sequence[str],
+        listener: GroupListener,
+        *,
+        instance_id: str = "",
+        protocol: str = "classic",
+    ) -> KafkaGroupReader:
         """See base.Log."""
         self._require(topics)
-        new_protocol = self._settings.get("group.protocol", "").lower() == "consumer"
-        own = {"group.remote.assignor": "range"} if new_protocol else GROUP
+        if self._settings.get("group.protocol", protocol).lower() == "consumer":
+            own = {"group.protocol": "consumer", "group.remote.assignor": "range"}
+        else:
+            own = dict(GROUP)
+        if instance_id:
+            own["group.instance.id"] = instance_id
+            if "session.timeout.ms" in own:
+                own["session.timeout.ms"] = STATIC_SESSION_MS
         return KafkaGroupReader({**own, **self._reading(), "group.id": group}, topics, listener)
 
     def writer(self, **tuning: Any) -> KafkaWriter:

@@ -317,26 +317,60 @@ class KafkaGroupReader(KafkaReader):
         self._fenced = ""
         self._closing = False
         self._commits_out = 0
-        self._last_commit: dict[TP, int] = {}
+        self._rejoining = self._fenced_instance = False
         self._served = time.monotonic()
         self._stale_after = int(settings.get("session.timeout.ms", 6000)) / 2000
         super().__init__(settings, topics, self._on_rebalance)
         self._callbacks.append(rdkafka.CommitCb(self._on_commit))
         self._commit_cb = self._callbacks[-1]
-        self._check(
-            self._with_list([(t, -1) for t in topics], lambda p: self._lib.subscribe(self._rk, p)), "subscribing"
-        )
+        self._subscribe()
 
     def assign(self, offsets: Mapping[TP, int]) -> None:
         """Not for a member: the group assigns."""
         raise TypeError("a group member's partitions come from the group")
 
+    @property
+    def eager(self) -> bool:
+        """See base.GroupReader."""
+        return not self._incremental()
+
+    def confirm(self) -> None:
+        """See base.GroupReader."""
+        if not self._still_member():
+            raise self._fence()
+
+    def rejoin(self) -> None:
+        """See base.GroupReader. Raises Fenced for good when another process has this member's group.instance.id."""
+        if self._fenced_instance:
+            raise self._fence()
+        self._epoch += 1
+        self._assigned, self._ended, self._fenced = {}, {}, ""
+        while self._pending:  # librdkafka waits for these answers
+            self._take_nothing(self._pending.popleft()[1])
+        self._rejoining = True
+        try:
+            self._check(self._lib.unsubscribe(self._rk), "leaving the group")
+            end = time.monotonic() + MEMBER_S
+            while self._rejoining and time.monotonic() < end:  # the answer to its own leaving
+                late = self._lib.consumer_poll(self._rk, 20)
+                if late:
+                    self._lib.message_destroy(late)
+        finally:
+            self._rejoining = False
+        self._subscribe()
+
+    def _fence(self) -> Fenced:
+        return Fenced(f"this member lost its partitions ({self._fenced}): its offsets were refused")
+
+    def _subscribe(self) -> None:
+        wanted = [(t, -1) for t in self.topics]
+        self._check(self._with_list(wanted, lambda p: self._lib.subscribe(self._rk, p)), "subscribing")
+
     def commit(self, offsets: Mapping[TP, int]) -> None:
         """See base.GroupReader."""
         if self._fenced:
-            raise Fenced(f"this member lost its partitions ({self._fenced}): its offsets were refused")
+            raise self._fence()
         if offsets:
-            self._last_commit = dict(offsets)
             code = self._with_list(
                 offsets, lambda p: self._lib.commit_queue(self._rk, p, self._queue, self._commit_cb, self._epoch)
             )  # fmt: skip
@@ -346,9 +380,11 @@ class KafkaGroupReader(KafkaReader):
 
     def committed(self, partitions: Iterable[TP]) -> dict[TP, int]:
         """See base.GroupReader. Raises LogUnavailable after 10 s without an answer."""
+        return self._committed(partitions, COMMITTED_MS)
 
+    def _committed(self, partitions: Iterable[TP], milliseconds: int) -> dict[TP, int]:
         def ask(parts: Any) -> dict[TP, int]:
-            self._check(self._lib.committed(self._rk, parts, COMMITTED_MS), "asking for the group's offsets")
+            self._check(self._lib.committed(self._rk, parts, milliseconds), "asking for the group's offsets")
             return {tp: max(-1, offset) for tp, offset, _ in rdkafka.read_list(parts)}
 
         found: dict[TP, int] = self._with_list(list(partitions), ask)
@@ -389,8 +425,8 @@ class KafkaGroupReader(KafkaReader):
     def _give(self, parts: list[TP]) -> None:
         self._epoch += 1
         self._fenced = ""
-        offsets = dict(self._listener.assigned(parts)) if parts else {}
-        offsets = {tp: offsets.get(tp, rdkafka.OFFSET_BEGINNING) for tp in parts}
+        said = dict(self._listener.assigned(parts)) if parts else {}
+        offsets = {tp: said.pop(tp, rdkafka.OFFSET_BEGINNING) for tp in parts}
         self._assigned |= offsets
         if self._incremental():
             self._check_error(
@@ -398,6 +434,9 @@ class KafkaGroupReader(KafkaReader):
             )
         else:
             self._check(self._with_list(offsets, lambda p: self._lib.assign(self._rk, p)), "taking partitions")
+        again = {tp: offset for tp, offset in said.items() if tp in self._assigned}
+        if again:
+            self._restart(again)
         self._forget_pauses()
 
     def _take_away(self, parts: list[TP]) -> None:
@@ -410,17 +449,21 @@ class KafkaGroupReader(KafkaReader):
             for tp in parts:
                 self._assigned.pop(tp, None)
                 self._ended.pop(tp, None)
-            if self._incremental():
-                error = self._with_list(parts, lambda p: self._lib.incremental_unassign(self._rk, p))
-                if error:
-                    self._lib.error_destroy(error)
-            else:
-                self._lib.assign(self._rk, None)
+            self._take_nothing(parts)
+
+    def _take_nothing(self, parts: list[TP]) -> None:
+        if self._incremental():
+            error = self._with_list(parts, lambda p: self._lib.incremental_unassign(self._rk, p))
+            if error:
+                self._lib.error_destroy(error)
+        else:
+            self._lib.assign(self._rk, None)
 
     def _restart(self, offsets: Mapping[TP, int]) -> None:
         if not self._incremental():
             super()._restart(offsets)
             return
+        self._assigned |= offsets
         error = self._with_list(offsets, lambda p: self._lib.incremental_unassign(self._rk, p))
         self._check_error(error, "letting partitions go")
         self._check_error(
@@ -429,37 +472,45 @@ class KafkaGroupReader(KafkaReader):
 
     def _still_member(self) -> bool:
         """Whether the group still knows this member. After a stall, ask: on the classic protocol librdkafka says `revoked`
-        although another member owns everything already."""
+        although another member owns everything already. The question is a commit that changes nothing."""
         if self._fenced:
             return False
         if time.monotonic() - self._served < self._stale_after or not self._assigned:
             return True
-        tp, offset = next(iter((self._last_commit or self._assigned).items()))
-        if offset < 0:
-            return True
+        tp = min(self._assigned)
         answer: list[int] = []
         told = rdkafka.CommitCb(lambda rk, code, parts, opaque: answer.append(code))
         queue = self._lib.queue_new(self._rk)
         try:
+            offset = max(0, self._committed([tp], round(MEMBER_S * 1000))[tp])
             self._with_list({tp: offset}, lambda p: self._lib.commit_queue(self._rk, p, queue, told, None))
             end = time.monotonic() + MEMBER_S
             while not answer and time.monotonic() < end:
                 self._serve_queue(queue, 20)
+        except LogUnavailable as e:
+            self._fenced = str(e)
         finally:
             self._lib.queue_destroy(queue)
             self._callbacks.append(told)  # an answer may still be on its way
         if not answer:
-            self._fenced = f"no answer from the group in {MEMBER_S:g} s"
+            self._fenced = self._fenced or f"no answer from the group in {MEMBER_S:g} s"
         elif answer[0] in rdkafka.FENCING:
-            self._fenced = rdkafka.error_text(answer[0])
+            self._note_fencing(answer[0])
+        else:
+            self._served = time.monotonic()
         return not self._fenced
+
+    def _note_fencing(self, code: int) -> None:
+        self._fenced = rdkafka.error_text(code)
+        self._fenced_instance = code == rdkafka.ERR_FENCED_INSTANCE
 
     def _incremental(self) -> bool:
         return bool(self._lib.rebalance_protocol(self._rk) == b"COOPERATIVE")
 
     def _on_rebalance(self, rk: int, code: int, parts: Any, opaque: int) -> None:
-        if self._closing:  # consumer_close waits for this answer
-            self._lib.assign(self._rk, None)
+        if self._closing or self._rejoining:  # consumer_close, or the way out of the group, waits for this answer
+            self._rejoining = False
+            self._take_nothing([tp for tp, _, _ in rdkafka.read_list(parts)])
             return
         with contextlib.suppress(UnicodeDecodeError):
             self._pending.append((code, [tp for tp, _, _ in rdkafka.read_list(parts)]))
@@ -472,6 +523,6 @@ class KafkaGroupReader(KafkaReader):
             return
         fencing = codes & rdkafka.FENCING
         if fencing:
-            self._fenced = rdkafka.error_text(min(fencing))
+            self._note_fencing(min(fencing))
         else:  # advisory: the next one will do
             self._log(4, "COMMIT", "offsets were not committed: " + rdkafka.error_text(min(codes)))

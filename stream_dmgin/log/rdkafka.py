@@ -34,6 +34,7 @@ TRANSIENT = frozenset(
 )  # transport, all brokers down, timed out, resolve, wait coord, in progress
 # unknown member, illegal generation, fenced instance, fenced or stale member epoch: another owner may be at work
 FENCING = frozenset({25, 22, 82, 110, 113})
+ERR_FENCED_INSTANCE = 82
 MESSAGE_BYTES = 72  # sizeof(rd_kafka_message_t) on 64 bits
 TOPICS_MAX = 64  # distinct topics of one batch
 
@@ -83,6 +84,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "queue_get_consumer": (C.c_void_p, [C.c_void_p]),
     "queue_destroy": (None, [C.c_void_p]),
     "subscribe": (C.c_int, [C.c_void_p, P_LIST]),
+    "unsubscribe": (C.c_int, [C.c_void_p]),
     "assign": (C.c_int, [C.c_void_p, P_LIST]),
     "incremental_assign": (C.c_void_p, [C.c_void_p, P_LIST]),
     "incremental_unassign": (C.c_void_p, [C.c_void_p, P_LIST]),

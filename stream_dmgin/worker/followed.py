@@ -75,19 +75,25 @@ class Followed:
 
     def catch_up(self) -> None:
         """Fold both topics up to the ends that they have now. Raises LogUnavailable after ten minutes without an end."""
-        ends = {(t, p): end for t in (self._counters_topic, self._items_topic) for p, end in self._log.ends(t).items()}
         t0 = time.monotonic()
-        while any(self._next(tp) < end for tp, end in ends.items()):
-            if not self._take(0.1) and time.monotonic() - t0 > CATCH_UP_S:
-                raise LogUnavailable(
-                    f"{self._counters_topic} and {self._items_topic} could not be read to their ends in {CATCH_UP_S:.0f} s"
-                )
+        self._read_to_end(self._counters_topic, self._items_topic)
         log_.info(
             "counters of %d entities, catalogue of %d items, after %.2f s",
             len(self.counters),
             len(self.catalogue),
             time.monotonic() - t0,
         )
+
+    def catch_up_counters(self) -> None:
+        """The same for the counters alone: what the last owner of a partition has published is known then."""
+        self._read_to_end(self._counters_topic)
+
+    def _read_to_end(self, *names: str) -> None:
+        ends = {(t, p): end for t in names for p, end in self._log.ends(t).items()}
+        t0 = time.monotonic()
+        while any(self._next(tp) < end for tp, end in ends.items()):
+            if not self._take(0.1) and time.monotonic() - t0 > CATCH_UP_S:
+                raise LogUnavailable(f"{' and '.join(names)} could not be read to the end in {CATCH_UP_S:.0f} s")
 
     def _next(self, tp: TP) -> int:
         read = self._shared.next_offset if tp[0] == self._counters_topic else self._items_next[tp[1]]

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from stream_dmgin import topics
-from stream_dmgin.errors import LogUnavailable, RecordError
+from stream_dmgin.errors import Fenced, LogUnavailable, RecordError
 from stream_dmgin.log.base import TP, Batch, GroupReader, Record, Writer
 from stream_dmgin.records import decode_request, request_identity
 from stream_dmgin.state.parse import parse_events
@@ -78,7 +78,17 @@ class Loop:
     # A turn
 
     def turn(self, timeout: float) -> int:
-        """Take what is there and answer what is due; waits up to `timeout` seconds for a first record. Returns records read."""
+        """Take what is there and answer what is due; waits up to `timeout` seconds for a first record. Returns records read.
+        A member that finds itself fenced writes nothing more, drops its partitions and joins anew."""
+        try:
+            return self._turn(timeout)
+        except Fenced as e:
+            log_.warning("%s: nothing more is written", e)
+            self._partitions.lost_all()
+            self._reader.rejoin()
+            return 0
+
+    def _turn(self, timeout: float) -> int:
         batch = self._reader.poll(self._max_batch, timeout)
         n = 0
         if batch is not None:
@@ -90,6 +100,7 @@ class Loop:
         if self._waiting or self._paused:
             self._release_waiting()
         self._shared.follow()
+        self._partitions.tend()
         if self._shared.malformed and DIVERTING_PARTITION in self._partitions.owned:
             self._divert_shared(self._partitions.owned[DIVERTING_PARTITION])
         self._writer.poll()
@@ -128,7 +139,8 @@ class Loop:
             if full:  # users with uncommitted events can't leave the cache
                 self._full = True
             for i, error in malformed:
-                if int(batch.partition[i]) in self._partitions.owned:
+                owned = self._partitions.owned.get(int(batch.partition[i]))
+                if owned is not None and int(batch.offset[i]) >= owned.diverted[int(batch.topic[i])]:
                     self._divert(batch.record(i), error)
         observe("parse").observe(t1 - t0)
         observe("fold").observe(time.perf_counter() - t1)
@@ -161,7 +173,9 @@ class Loop:
         assert self._answers is not None
         for k in range(0, len(asked), self._max_requests):
             part = asked[k : k + self._max_requests]
-            for a, (key, value, headers) in self._answers.answer(part):
+            answers = self._answers.answer(part)
+            self._reader.confirm()
+            for a, (key, value, headers) in answers:
                 try:
                     self._send_score(key, value, headers, a.owned, a.offset)
                 except RecordError as e:  # the topic takes requests of this size, but not their answers
@@ -317,11 +331,26 @@ class Loop:
         """One partition: state, offsets, answered requests and outgoing increments in one write batch."""
         if self._dead_undelivered:  # the offsets committed below say that they are taken care of
             self.settle()
+        self._reader.confirm()
         safe = o.answered.safe
         puts, deletes = self._shared.outgoing(o)
         o.engine.commit([(REQUESTS_ROW, safe.to_bytes(8, "big")), *rows, *puts], deletes)
         o.saved_requests, o.dirty = safe, False
         self._shared.publish(o)
+
+    def release(self, partitions: Sequence[Owned]) -> None:
+        """These go to other owners: everything of theirs is durable, and the group knows it, before this returns."""
+        self.settle()  # answers and dead letters: the commit says that they are
+        done: dict[TP, int] = {}
+        for o in partitions:
+            self.commit_one(o)
+            done |= self.offsets_of(o)
+        if done:
+            self._reader.commit(done)
+        self.flush()  # increments: the next owner goes on where the counters say
+        for o in partitions:
+            if rows := self._shared.delivered(o):
+                o.engine.commit((), rows)
 
     def offsets_of(self, o: Owned) -> dict[TP, int]:
         """What the group is told, for its lag displays: the store's own offsets decide."""

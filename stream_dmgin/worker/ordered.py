@@ -114,6 +114,20 @@ class OrderedReader:
         """See GroupReader."""
         return self._inner.ended()
 
+    @property
+    def eager(self) -> bool:
+        """See GroupReader."""
+        return self._inner.eager
+
+    def confirm(self) -> None:
+        """See GroupReader."""
+        self._inner.confirm()
+
+    def rejoin(self) -> None:
+        """See GroupReader."""
+        self._buffers.clear()
+        self._inner.rejoin()
+
     def commit(self, offsets: Mapping[TP, int]) -> None:
         """See GroupReader."""
         self._inner.commit(offsets)

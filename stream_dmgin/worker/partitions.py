@@ -2,7 +2,11 @@
 takes them back, dropped unwritten when they are lost. Control path: called from inside the reader's poll.
 
 A store's offsets are the truth. An empty data directory means a rebuild from the first offset, whatever the group has
-committed; only the requests of an empty store start where the group left off, since the others have been answered.
+committed; a store that was left behind by another owner is folded on from its own offsets. Only requests start where the
+group left off, since what lies before has been answered, by whomever.
+
+A partition is owned while the group gives it of every topic. An eager group takes everything away at each rebalance and
+then gives most of it back: committed stores stay open for that moment, so that a join costs no cache.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from stream_dmgin import topics
@@ -26,6 +30,7 @@ log_ = logging.getLogger(__name__)
 
 REQUESTS_ROW = b"r/next"  # next request to answer, in the same batch as the state
 BUSY_S = 15.0  # a store on the same machine is released by its last owner within moments
+KEPT_S = 3.0  # how long the stores of an eager rebalance wait for its end
 
 
 class Answered:
@@ -55,9 +60,10 @@ class Owned:
 
     def __init__(
         self, partition: int, engine: StateEngine, answered: Answered, caught_up_at: Mapping[int, int],
-        ended: Callable[[int], int],
+        ended: Callable[[int], int], diverted: Mapping[int, int],
     ) -> None:  # fmt: skip
         self.partition, self.engine, self.answered = partition, engine, answered
+        self.diverted = diverted  # event topic number -> malformed records below are dead letters already
         self._ended = ended  # event topic number -> end that the reader has seen, past markers of transactions
         self._caught_up_at = caught_up_at  # event topic number -> end when the partition was assigned
         self.saved_requests = answered.safe
@@ -77,19 +83,24 @@ class Owned:
 
 
 class Partitions:
-    """The group's listener. `on_open(owned)` and `on_commit(owned)` let the worker tie in the shared counters."""
+    """The group's listener. `before_open()` and `on_open(owned)` let the worker tie in the shared counters; `release` makes
+    durable all that these partitions' owner has to write."""
 
     def __init__(
         self, log: Log, prefix: str, state_dir: Path, groups: GroupMap, health: Health, *, cache_mb: int, score: bool,
-        on_open: Callable[[Owned], None], commit: Callable[[Owned], None], before_release: Callable[[], None],
+        before_open: Callable[[], None], on_open: Callable[[Owned], None], release: Callable[[Sequence[Owned]], None],
     ) -> None:  # fmt: skip
         self._log, self._prefix, self._dir, self._groups, self._health = log, prefix, state_dir, groups, health
-        self._score, self._on_open, self._commit, self._before_release = score, on_open, commit, before_release
+        self._score, self._before_open, self._on_open, self._release = score, before_open, on_open, release
         self.names = {prefix + t: n for n, t in enumerate(topics.EVENTS)}
         self.requests_topic, self.scores_topic = prefix + topics.REQUESTS, prefix + topics.SCORES
         self.total = self._check_partitions()
         self._cache_bytes = cache_mb * 1_000_000 // self.total
         self.owned: dict[int, Owned] = {}
+        self._given: set[TP] = set()  # what the group gives: a partition is owned while all its topics are
+        self._kept: dict[int, StateEngine] = {}  # committed, and open until an eager rebalance has ended
+        self._kept_until = 0.0
+        self._leaving = False
         self.generation = 0  # changes with each assignment
         self.wait_for_state = True  # requests wait until the state is as fresh as the log was at assignment
         self.reader: GroupReader | None = None  # set by the worker, once it has subscribed with this listener
@@ -110,52 +121,85 @@ class Partitions:
 
     def assigned(self, partitions: list[TP]) -> Mapping[TP, int]:
         """Open the stores of these partitions; offsets to read from."""
-        numbers = sorted({p for _, p in partitions})
+        self._given |= set(partitions)
         self.generation += 1
         t0 = time.monotonic()
-        ends = {t: self._log.ends(t) for t in self.names}
-        begins = {t: self._log.begins(t) for t in self.names}
-        asked = self._committed_requests([p for p in numbers if p not in self.owned])
-        for p in numbers:
-            if p not in self.owned:
-                self._open(p, ends, begins, asked.get(p, -2))
+        whole = [p for p in sorted({p for _, p in self._given}) if all((t, p) in self._given for t in self._topics())]
+        new = [p for p in whole if p not in self.owned]
+        if new:
+            self._before_open()
+            ends = {t: self._log.ends(t) for t in self.names}
+            begins = {t: self._log.begins(t) for t in self.names}
+            committed = self.reader.committed([(t, p) for t in self._topics() for p in new]) if self.reader else {}
+            for p in new:
+                self._open(p, ends, begins, committed)
+        self._close_kept()
         self._health.metrics.rebalances.labels("assigned").inc()
         self._tell()
-        log_.info("assigned partitions %s, stores open after %.0f ms", numbers, (time.monotonic() - t0) * 1000)
-        out: dict[TP, int] = {}
-        for t, p in partitions:
-            o = self.owned[p]
-            out[t, p] = self.next_offset(o, t) or -2
-        return out
+        took = (time.monotonic() - t0) * 1000
+        log_.info("assigned partitions %s, stores open after %.0f ms", sorted({p for _, p in partitions}), took)
+        # All topics of a partition that is whole now, those that the group gave earlier too: they were read past meanwhile
+        wanted = {tp for tp in self._given if tp[1] in new} | set(partitions)
+        return {(t, p): (self.next_offset(o, t) if (o := self.owned.get(p)) else 0) or -2 for t, p in wanted}
 
     def revoked(self, partitions: list[TP]) -> None:
-        """Commit and release these."""
+        """Commit these, and release them; in an eager group, when it is known who gets them."""
+        self._given -= set(partitions)
         numbers = sorted({p for _, p in partitions} & self.owned.keys())
-        if numbers:
-            self._before_release()  # answers and dead letters durable first: the commit says that they are
-        for p in numbers:
-            o = self.owned.pop(p)
-            self._commit(o)
-            o.engine.close()
+        self._release([self.owned[p] for p in numbers])
+        gone = {p: self.owned.pop(p).engine for p in numbers}
+        if self.reader is not None and self.reader.eager and not self._leaving:
+            self._kept |= gone
+            self._kept_until = time.monotonic() + KEPT_S
+        else:
+            for engine in gone.values():
+                engine.close()
         self._health.metrics.rebalances.labels("revoked").inc()
         self._tell()
         log_.info("released partitions %s", numbers)
 
     def lost(self, partitions: list[TP]) -> None:
         """Drop these: they may have another owner already."""
+        self._given -= set(partitions)
         numbers = sorted({p for _, p in partitions} & self.owned.keys())
         for p in numbers:
             self.owned.pop(p).engine.close()
-        self._health.metrics.rebalances.labels("lost").inc()
-        self._tell()
-        log_.warning("lost partitions %s: their uncommitted state is dropped, the next owner folds it again", numbers)
+        self._close_kept()
+        if numbers:
+            self._health.metrics.rebalances.labels("lost").inc()
+            self._tell()
+            log_.warning(
+                "lost partitions %s: what was not committed is dropped, the next owner folds it again", numbers
+            )
+
+    def lost_all(self) -> None:
+        """Drop everything: the membership is gone."""
+        self.lost(list(self._given))
+
+    def leave(self) -> None:
+        """What is revoked from now on is released at once: this worker ends."""
+        self._leaving = True
+        self._close_kept()
+
+    def tend(self) -> None:
+        """Release what waits for the end of a rebalance that takes too long: another worker may be waiting for it."""
+        if self._kept and time.monotonic() > self._kept_until:
+            log_.info("released the stores of partitions %s: the rebalance takes its time", sorted(self._kept))
+            self._close_kept()
+
+    def _topics(self) -> list[str]:
+        return [*self.names, *((self.requests_topic,) if self._score else ())]
+
+    def _close_kept(self) -> None:
+        kept, self._kept = self._kept, {}
+        for engine in kept.values():
+            engine.close()
 
     # What the worker asks
 
     def ends(self) -> dict[TP, int]:
         """The ends that the topics have now."""
-        names = [*self.names, *((self.requests_topic,) if self._score else ())]
-        return {(t, p): end for t in names for p, end in self._log.ends(t).items()}
+        return {(t, p): end for t in self._topics() for p, end in self._log.ends(t).items()}
 
     def next_offset(self, o: Owned, topic: str) -> int:
         """Next offset of a topic to fold, or to take as a request."""
@@ -176,6 +220,7 @@ class Partitions:
 
     def close(self) -> None:
         """Release everything; uncommitted state is dropped."""
+        self._close_kept()
         for o in self.owned.values():
             o.engine.close()
         self.owned.clear()
@@ -187,17 +232,15 @@ class Partitions:
         self._health.assigned = bool(self.owned)
         self._health.metrics.partitions.set(len(self.owned))
 
-    def _committed_requests(self, numbers: list[int]) -> dict[int, int]:
-        reader, topic = self.reader, self.requests_topic
-        if not self._score or reader is None or not numbers:
-            return {}
-        return {p: off for (_, p), off in reader.committed([(topic, p) for p in numbers]).items()}
-
     def _open(
-        self, p: int, ends: Mapping[str, Mapping[int, int]], begins: Mapping[str, Mapping[int, int]], asked: int
+        self,
+        p: int,
+        ends: Mapping[str, Mapping[int, int]],
+        begins: Mapping[str, Mapping[int, int]],
+        committed: Mapping[TP, int],
     ) -> None:
         path = store_path(self._dir, p)
-        engine = _open_waiting(path, p, self._groups, self._cache_bytes)
+        engine = self._kept.pop(p, None) or _open_waiting(path, p, self._groups, self._cache_bytes)
         row = engine.get(REQUESTS_ROW)  # every commit writes it
         offsets = engine.offsets
         for t, n in self.names.items():
@@ -212,9 +255,11 @@ class Partitions:
         o = Owned(
             p,
             engine,
-            Answered(int.from_bytes(row, "big") if row else max(asked, 0)),
+            # what the group has committed was answered, by this store's owner or, since then, by another's
+            Answered(max(int.from_bytes(row, "big") if row else 0, committed.get((self.requests_topic, p), -1), 0)),
             {n: ends[t][p] for t, n in self.names.items()},
             lambda n: self.ended(self._prefix + topics.EVENTS[n], p),
+            {n: committed.get((t, p), -1) for t, n in self.names.items()},
         )
         o.restoring = self.wait_for_state
         self._on_open(o)

@@ -113,16 +113,21 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
 
         partitions = Partitions(
             log, settings.prefix, settings.data_dir / "state", groups, health, cache_mb=settings["worker.cache_mb"], score=score,
-            on_open=opened, commit=lambda o: part[0].commit_one(o), before_release=lambda: part[0].settle(),  # noqa: PLW0108 - the loop comes later
+            on_open=opened, before_open=shared.catch_up_counters,
+            release=lambda released: part[0].release(released),  # noqa: PLW0108 - the loop comes later
         )  # fmt: skip
         stack.callback(partitions.close)
         partitions.wait_for_state = not ordered
         names = [settings.topic(t) for t in (*topics.EVENTS, *((topics.REQUESTS,) if score else ()))]
-        reader: GroupReader = log.group_reader(settings["worker.group"], names, partitions)
+        reader: GroupReader = log.group_reader(
+            settings["worker.group"], names, partitions,
+            instance_id=settings["worker.instance_id"], protocol=settings["worker.group_protocol"],
+        )  # fmt: skip
         partitions.reader = reader
         if ordered:
             reader = OrderedReader(reader, tuple(names), partitions)
         stack.callback(reader.close)
+        stack.callback(partitions.leave)
         loop = Loop(
             reader, writer, partitions, shared, answers, health, settings.prefix,
             commit_interval_s=settings["worker.commit_interval_s"], max_batch=settings["worker.max_batch"],

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from stream_dmgin import topics
-from stream_dmgin.counters.increments import Increments
+from stream_dmgin.counters.increments import Increments, decode
 from stream_dmgin.log.base import TP, Log, Writer
 from stream_dmgin.worker.followed import Followed
 from stream_dmgin.worker.health import Health
@@ -29,7 +29,7 @@ class Outbox:
 
     def __init__(self, since: dict[int, int], rows: dict[bytes, bytes]) -> None:
         self.since = since  # the last range published ended here
-        self.waiting = rows  # committed with the state, not handed to the writer yet
+        self.waiting = dict(rows)  # committed with the state, not handed to the writer yet
         self.delivered: list[bytes] = []  # durable on the topic: their rows go with the next commit
         self.sequence = 1 + max((int.from_bytes(k[len(OUTBOX) :], "big") for k in rows), default=-1)
 
@@ -44,19 +44,32 @@ class Shared(Followed):
         self.failure: BaseException | None = None  # increments that could not be written to the log
 
     def opened(self, o: Owned) -> None:
-        """A partition's store was opened: where its increments go on, and what of them was not published yet."""
+        """A partition's store was opened: where its increments go on, and what of them was not published yet. The store may
+        be behind what another worker has published since (its own directory, another machine): that is left out."""
         row = o.engine.get(SINCE_ROW)
-        since = dict(enumerate(_unpack(row))) if row is not None else self._shared.published(o.partition)
-        outbox = Outbox(since, {bytes(k): bytes(v) for k, v in o.engine.scan(OUTBOX)})
+        published = self._shared.published(o.partition)
+        since = {t: max(n, published.get(t, 0)) for t, n in enumerate(_unpack(row))} if row is not None else published
+        rows = {bytes(k): bytes(v) for k, v in o.engine.scan(OUTBOX)}
+        outbox = Outbox(since, rows)
+        for k, v in rows.items():
+            if all(to <= published[t] for t, to in enumerate(decode(v).to)):  # durable already, or another's work
+                del outbox.waiting[k]
+                outbox.delivered.append(k)
         o.engine.published = dict(since)
         self._outboxes[o.partition] = outbox
         self.publish(o)
+
+    def delivered(self, o: Owned) -> list[bytes]:
+        """Rows whose increments have become durable: to be deleted."""
+        box = self._outboxes[o.partition]
+        rows, box.delivered = box.delivered, []
+        return rows
 
     def outgoing(self, o: Owned) -> tuple[list[tuple[bytes, bytes]], list[bytes]]:
         """(rows to put, rows to delete) in the commit of this partition that is about to be written."""
         box = self._outboxes[o.partition]
         raw = o.engine.take_increments()
-        deletes, box.delivered = box.delivered, []
+        deletes = self.delivered(o)
         if len(raw.count) == 0:
             return [], deletes
         offsets = o.engine.offsets

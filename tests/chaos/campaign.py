@@ -1,0 +1,183 @@
+"""A fault campaign: a real broker, several workers, traffic, and a seeded order of accidents; then the checks."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stream_dmgin.log.broker import LocalKafka
+from tests.chaos.checks import Findings, answered, check
+from tests.chaos.fleet import CLI, ROOT, Fleet, Member, environment
+from tests.chaos.traffic import Traffic, groups
+
+PARTITIONS = 6
+SETTLE_S = 180.0  # for the last answers, once nothing fails any more
+# weight of each accident
+ACCIDENTS = {"kill": 60, "pause": 14, "leave": 12, "kill all": 2}
+
+
+@dataclass
+class Plan:
+    """What to do. `shared`: all workers on one data directory, as on one machine; otherwise each has its own."""
+
+    seed: int
+    seconds: float
+    directory: Path
+    workers: int = 3
+    shared: bool = False
+    rate: int = 200
+    every_s: tuple[float, float] = (1.0, 6.0)  # between two accidents
+    broker_s: tuple[float, float] = (30.0, 90.0)  # between two restarts of the broker
+    env: dict[str, str] = field(default_factory=dict)
+    args: tuple[str, ...] = ()
+    must_kill: int = 0  # go on until so many were killed, beyond `seconds` if need be
+
+
+@dataclass
+class Outcome:
+    """What was done, and what was found."""
+
+    done: Counter[str]
+    findings: Findings
+    unexpected: list[str]
+    exit_codes: list[int]
+
+    @property
+    def ok(self) -> bool:
+        return self.findings.ok and not any(self.exit_codes)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok, "accidents": dict(self.done), **self.findings.as_dict(),
+            "unexpected_exits": self.unexpected, "last_exit_codes": self.exit_codes,
+        }  # fmt: skip
+
+
+def run(plan: Plan, say: Any = lambda text: None) -> Outcome:
+    """The whole campaign. Ends every process it started."""
+    r = random.Random(plan.seed)
+    plan.directory.mkdir(parents=True, exist_ok=True)
+    done: Counter[str] = Counter()
+    with LocalKafka(plan.directory / "kafka") as kafka:
+        port = int(kafka.bootstrap.rsplit(":", 1)[1])
+        prefix = "chaos."
+        own = ["--log", "kafka://" + kafka.bootstrap, "--prefix", prefix]
+        fleet = _fleet(plan, own)
+        env = fleet.members[0].env
+        _cli(env, "topics", "apply", *own, "--data-dir", str(plan.directory), "--partitions", str(PARTITIONS))
+        traffic = Traffic(kafka.bootstrap, prefix, plan.seed, plan.rate)
+        try:
+            for m in fleet.members:
+                m.start()
+            traffic.start()
+            _accidents(plan, r, fleet, kafka, port, done, say)
+            say("no more accidents")
+            traffic.stop()
+            _settle(fleet, kafka.bootstrap, prefix, traffic, say)
+            codes = fleet.stop()
+            late = 0
+            for directory in sorted({Path(m.args[m.args.index("--data-dir") + 1]) for m in fleet.members}):
+                # whatever was not folded by this one: each directory ends with the whole state
+                rest = ["worker", *own, "--data-dir", str(directory), *_groups(plan), "--until-end", "-o", "json"]
+                late += json.loads(_cli(env, *rest))["requests"]
+            findings = check(plan, kafka.bootstrap, prefix, fleet, traffic)
+            findings.say("requests of which a later owner didn't know that they were answered", range(late))
+        finally:
+            fleet.kill()
+    return Outcome(done, findings, fleet.unexpected, codes)
+
+
+def _groups(plan: Plan) -> list[str]:
+    path = plan.directory / "groups.csv"
+    if not path.exists():
+        path.write_text("item_id,group\n" + "".join(f"{i},{g}\n" for i, g in groups().items()))
+    return ["--groups", str(path)]
+
+
+def _fleet(plan: Plan, own: list[str]) -> Fleet:
+    members = []
+    for k in range(plan.workers):
+        data = plan.directory / ("data" if plan.shared else f"data{k}")
+        args = [*own, "--data-dir", str(data), *_groups(plan), *plan.args]
+        env = environment(**{key: v.format(k=k) for key, v in plan.env.items()})
+        members.append(Member(f"w{k}", args, plan.directory / f"w{k}.log", env))
+    return Fleet(members)
+
+
+def _cli(env: dict[str, str], *args: str) -> str:
+    p = subprocess.run([*CLI, *args], env=env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert p.returncode == 0, f"{args}: exit {p.returncode}: {p.stderr[-3000:]}"
+    return p.stdout
+
+
+def _accidents(
+    plan: Plan, r: random.Random, fleet: Fleet, kafka: LocalKafka, port: int, done: Counter[str], say: Any
+) -> None:
+    end = time.monotonic() + plan.seconds
+    hard_end = end + max(plan.seconds, 120.0)
+    following = time.monotonic() + 8.0  # the first ones come up
+    broker_at = time.monotonic() + r.uniform(*plan.broker_s)
+    while (now := time.monotonic()) < end or (done["kill"] < plan.must_kill and now < hard_end):
+        fleet.tend(now)
+        if now >= broker_at:
+            broker_at = now + r.uniform(*plan.broker_s)
+            _accident("broker", r, fleet, kafka, port, now)
+            done["broker"] += 1
+            say(f"broker ({dict(done)})")
+        if now >= following:
+            what = r.choices(list(ACCIDENTS), list(ACCIDENTS.values()))[0]
+            if _accident(what, r, fleet, kafka, port, now):
+                done[what] += 1
+                say(f"{what} ({dict(done)})")
+                following = time.monotonic() + r.uniform(*plan.every_s)
+        time.sleep(0.05)
+
+
+def _accident(what: str, r: random.Random, fleet: Fleet, kafka: LocalKafka, port: int, now: float) -> bool:
+    """Do it; False when nobody is there to suffer it."""
+    busy = [m for m in fleet.alive() if not m.paused_until and m.said("assigned partitions")]
+    if what == "broker":
+        kafka.stop()
+        time.sleep(r.uniform(0, 2))
+        kafka.__init__(kafka.directory, port)  # type: ignore[misc]
+        kafka.start()
+        return True
+    victims = busy if what == "kill all" else [r.choice(busy)] if busy else []
+    for m in victims:
+        if what.startswith("kill"):
+            m.send(signal.SIGKILL)
+            m.start_at = now + r.uniform(0, 4)
+        elif what == "pause":
+            m.send(signal.SIGSTOP)
+            m.paused_until = now + r.uniform(1, 12)
+        else:
+            m.send(signal.SIGTERM)
+            m.start_at = now + r.uniform(2, 12)
+    return bool(victims)
+
+
+def _settle(fleet: Fleet, bootstrap: str, prefix: str, traffic: Traffic, say: Any) -> None:
+    """Let the workers answer what is asked."""
+    end = time.monotonic() + SETTLE_S
+    for m in fleet.members:
+        m.start_at = m.start_at or (0.0 if m.alive else time.monotonic())
+    while time.monotonic() < end:
+        fleet.tend(time.monotonic())
+        left = len(traffic.asked.keys() - answered(bootstrap, prefix))
+        awake = all(m.alive and not m.paused_until and m.said("counters of") for m in fleet.members)
+        if awake and not left:
+            return
+        say(f"{left} requests to be answered")
+        time.sleep(1.0)
+
+
+def report(outcome: Outcome, **more: Any) -> str:
+    """One JSON document."""
+    return json.dumps({**outcome.as_dict(), **more}, default=str)
