@@ -71,6 +71,7 @@ class StateEngine:
         self._broken = False
         self._evicted = 0
         self._set_types()
+        self.map_id: str | None = None  # the group map of the last commit; None before the first
         if db is not None:
             self._load_dictionaries(db)
         # Every user there is is cached: nothing to look for on disk (a new store until its first eviction, and no store)
@@ -207,6 +208,8 @@ class StateEngine:
         self._put_dictionaries(batch)
         M = self._mem.S.M
         batch.put(at_.ROW_OFFSETS, _OFFSETS.pack(*self._mem.S.P[:3].tolist(), int(M[at_.M_USERS]), int(M[at_.M_EPOCH])))
+        mark = self.map_id if len(self.groups) == 0 and self.map_id else self.groups.id
+        batch.put(at_.ROW_GROUPS, mark.encode())
         for k in deletes:
             batch.delete(SIDE + k)
         for k, v in puts:
@@ -216,7 +219,7 @@ class StateEngine:
             self._db.write(batch, self._write_options)
         except Exception as e:
             raise StreamDmginError(f"partition {self.partition}: the state can't be written: {e}") from e
-        self._broken = False
+        self._broken, self.map_id = False, mark
         return CommitStats(users, rows, size, self._evict(), time.perf_counter() - begin)
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -305,6 +308,12 @@ class StateEngine:
         divided again, so such a map needs a rebuild from the log. An item that left the map keeps its group.
         """
         self._use_groups(groups)
+
+    def moves(self, groups: GroupMap) -> int:
+        """How many items that this state knows have a group now, and another one or none in `groups`. 0: `regroup` gives the
+        state that a fold from the first event under `groups` would; otherwise only such a fold does."""
+        before, after = self._groups_of_items(groups)
+        return int(np.count_nonzero((before >= 0) & (before != after)))
 
     def erase(self, user_id: str) -> int:
         """Delete a user's rows and forget it, in a commit of its own; how many rows there were, 0 for an unknown user. What is
@@ -527,12 +536,15 @@ class StateEngine:
             T[t * at_.TW + at_.T_METRICS] = _METRIC_BITS.get(name, 0)
         self._types_known = known
 
+    def _groups_of_items(self, groups: GroupMap) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of each item known: the group it has (a view of the table) and the one that `groups` gives it; -1: none."""
+        table = self._mem.S.I.reshape(-1, at_.IW)[: self._mem.S.M[at_.M_ITEMS]]
+        hashes = np.ascontiguousarray(table[:, at_.I_HASH]).view(np.uint64)
+        return table[:, at_.I_GROUP], groups.lookup_hashes(hashes).astype(np.int64)
+
     def _use_groups(self, groups: GroupMap) -> None:
         S = self._mem.S
-        n = int(S.M[at_.M_ITEMS])
-        table = S.I.reshape(-1, at_.IW)[:n]
-        before = table[:, at_.I_GROUP]
-        after = groups.lookup_hashes(np.ascontiguousarray(table[:, at_.I_HASH]).view(np.uint64)).astype(np.int64)
+        before, after = self._groups_of_items(groups)
         moved = np.flatnonzero((before >= 0) & (after >= 0) & (before != after))
         if len(moved):
             i = int(moved[0])
@@ -546,7 +558,7 @@ class StateEngine:
         grown = np.flatnonzero((before < 0) & (after >= 0))
         if not len(grown):
             return
-        table[grown, at_.I_GROUP] = after[grown]
+        before[grown] = after[grown]
         self._dirty_blocks.update(np.unique(grown // at_.ITEM_BLOCK).tolist())
         S.M[at_.M_EPOCH] += 1
         start = 0
@@ -610,6 +622,8 @@ class StateEngine:
         raw = db.get(at_.ROW_OFFSETS)
         if raw is not None:
             *mem.S.P[:3], mem.S.M[at_.M_USERS], mem.S.M[at_.M_EPOCH] = _OFFSETS.unpack(raw)
+        mark = db.get(at_.ROW_GROUPS)
+        self.map_id = mark.decode() if mark else None
 
     def _evict(self) -> int:
         """Drop the users that were longest without an event or a read until the cache is a fifth under its cap."""

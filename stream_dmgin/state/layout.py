@@ -108,7 +108,7 @@ DONE, NEED_A, NEED_U, NEED_G, NEED_I, NEED_IB, NEED_D, NEED_C, NEED_SPILL, NEED_
 
 # --- rows on disk (docs/state.md) -------------------------------------------------------------------------------------
 ROW_BASE, ROW_DELTA, ROW_SPILL, ROW_ITEMS, ROW_TYPE = b"b", b"d", b"s", b"i", b"t"
-ROW_META, ROW_OFFSETS = b"m", b"o"
+ROW_META, ROW_OFFSETS, ROW_GROUPS = b"m", b"o", b"g"
 ITEM_BLOCK = 256  # items in one row
 HEAD_WORDS = 7
 DELTA_ROWS = 8  # a base is rewritten at the latest when it has as many deltas

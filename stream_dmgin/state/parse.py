@@ -7,6 +7,7 @@ Nothing here blocks; the columns are allocated anew for each batch; addresses po
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -302,10 +303,16 @@ def _address(b: bytes) -> int:
     return id(b) + ADDRESS_OF_BYTES
 
 
-_SCRATCH = np.zeros(128, np.uint8)
-_NAMES = np.array(
-    [x for b in (*DEFAULTS, *PREFIXES) for x in (_address(b), len(b))] + [_SCRATCH.ctypes.data], np.int64
-)  # fmt: skip
+class _Names(threading.local):
+    """Addresses of the names that the kernel needs, and of a scratch of its own for each thread that parses."""
+
+    def __init__(self) -> None:
+        self.scratch = np.zeros(128, np.uint8)
+        names = [x for b in (*DEFAULTS, *PREFIXES) for x in (_address(b), len(b))]
+        self.addresses = np.array([*names, self.scratch.ctypes.data], np.int64)
+
+
+_NAMES = _Names()
 
 
 _PLAIN: Final = ("C", "W")  # requirements of np.require
@@ -314,8 +321,8 @@ _PLAIN: Final = ("C", "W")  # requirements of np.require
 def parse_events(batch: Batch, topic_number: NDArray[np.uint8]) -> tuple[EventColumns, list[tuple[int, RecordError]]]:
     """Columns of a batch, and its malformed rows with their errors (for the dead letters).
 
-    `topic_number`: index of each of the batch's topics in `topics.EVENTS`, or 255 for a topic that holds no events. Not for
-    several threads at once.
+    `topic_number`: index of each of the batch's topics in `topics.EVENTS`, or 255 for a topic that holds no events. Several
+    threads may parse at once.
     """
     n = len(batch)
     # whatever the log made them from: another kind of array would compile the kernel again
@@ -332,7 +339,7 @@ def parse_events(batch: Batch, topic_number: NDArray[np.uint8]) -> tuple[EventCo
     dwell = np.full(n, -1, np.int64)
     value[:] = -1
     unsure = _parse(
-        topic_number, topics, partition, offset, timestamp, key_addr, key_len, value_addr, value_len, _NAMES, status, topic,
+        topic_number, topics, partition, offset, timestamp, key_addr, key_len, value_addr, value_len, _NAMES.addresses, status, topic,
         ts, user_hash, user_addr, i32[0], item_hash, item_addr, i32[1], eid_hash, type_hash, type_addr, i32[2], dwell, value,
     )  # fmt: skip
     u64 = i64.view(np.uint64)

@@ -15,11 +15,11 @@ from stream_dmgin import topics
 from stream_dmgin.log.base import Headers
 from stream_dmgin.records import Provenance, Request, Score, encode
 from stream_dmgin.scoring.floor import item_rates
-from stream_dmgin.scoring.scorer import Ask, Scorer
+from stream_dmgin.scoring.scorer import Ask
 from stream_dmgin.state.layout import STATE_FORMAT
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.partitions import Owned
-from stream_dmgin.worker.releases import Releases
+from stream_dmgin.worker.releases import Releases, ScorersByMap
 from stream_dmgin.worker.shared import Shared
 
 log_ = logging.getLogger(__name__)
@@ -42,23 +42,23 @@ Sent = tuple[bytes, bytes, Headers]  # key, value, headers of a score record
 
 
 class Answers:
-    """Makes score records. Without a scorer (no model), every answer is a `fallback` by item rates."""
+    """Makes score records. Without scorers (no model), every answer is a `fallback` by item rates."""
 
     def __init__(
-        self, scorer: Scorer | None, releases: Releases | None, why_fallback: str, shared: Shared, prefix: str, groups_id: str,
+        self, scorers: ScorersByMap | None, releases: Releases | None, why_fallback: str, shared: Shared, prefix: str,
         health: Health, clock: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self._scorer, self._releases, self._why, self._clock = scorer, releases, why_fallback, clock
-        self._shared, self._groups, self._health = shared, groups_id, health
+        self._scorers, self._releases, self._why, self._clock = scorers, releases, why_fallback, clock
+        self._shared, self._health = shared, health
         self._names = [(n, prefix + t) for n, t in enumerate(topics.EVENTS)]
         self._counters_topic = prefix + topics.COUNTERS
-        self._model = scorer.engine.model.id if scorer else FLOOR
+        self._model = scorers.engine.model.id if scorers else FLOOR
 
     def look(self) -> None:
         """Swap in a newly published model, once it is loaded. Between batches; doesn't block."""
         fresh = self._releases.poll() if self._releases else None
         if fresh is not None:
-            self._scorer, self._model = fresh, fresh.engine.model.id
+            self._scorers, self._model = fresh, fresh.engine.model.id
             self._health.model = self._model
             log_.info("model %s answers from here on", self._model)
 
@@ -90,19 +90,24 @@ class Answers:
     def _score(self, asked: Sequence[Asked]) -> list[Score]:
         if not asked:
             return []
-        if self._scorer is None:
+        if self._scorers is None:
             return [self._fallback(a, self._why) for a in asked]
+        maps = {a.owned.engine.groups.id: a.owned.engine.groups for a in asked}
+        if len(maps) > 1:  # partitions go over to another group map one by one
+            return self._score_by_map(asked)
         order = sorted(range(len(asked)), key=lambda i: (asked[i].owned.partition, len(asked[i].request.candidates)))
         asks = [_ask(asked[i]) for i in order]
-        hits, misses = self._scorer.towers.hits, self._scorer.towers.misses
+        (groups,) = maps.values()
         try:
-            answers = self._scorer.score(asks)
+            scorer = self._scorers.of(groups)
+            hits, misses = scorer.towers.hits, scorer.towers.misses
+            answers = scorer.score(asks)
         except Exception as e:  # the model must not take the stream down with it: answer by rates, say so, go on
             log_.exception("the model failed on %d requests: they are answered by item rates", len(asked))
             return [self._fallback(a, f"the model failed: {type(e).__name__}") for a in asked]
         m = self._health.metrics
-        m.tower_hits.inc(self._scorer.towers.hits - hits)
-        m.tower_misses.inc(self._scorer.towers.misses - misses)
+        m.tower_hits.inc(scorer.towers.hits - hits)
+        m.tower_misses.inc(scorer.towers.misses - misses)
         out: list[Score | None] = [None] * len(asked)
         for i, answer in zip(order, answers, strict=True):
             a = asked[i]
@@ -110,19 +115,26 @@ class Answers:
             out[i] = self._make(a.request, "ok", ctr, answer.heads, self._model, None, a.owned, f"{answer.digest:016x}")
         return [s for s in out if s is not None]
 
+    def _score_by_map(self, asked: Sequence[Asked]) -> list[Score]:
+        out: dict[int, Score] = {}
+        for name in {a.owned.engine.groups.id for a in asked}:
+            mine = [i for i, a in enumerate(asked) if a.owned.engine.groups.id == name]
+            out |= zip(mine, self._score([asked[i] for i in mine]), strict=True)
+        return [out[i] for i in range(len(asked))]
+
     def _fallback(self, a: Asked, why: str) -> Score:
         ctr = item_rates(self._shared.counters, a.request.candidates, a.request.ts)
         return self._make(a.request, "fallback", ctr, {}, FLOOR, why, a.owned, None)
 
     def _make(self, r: Request, status: str, ctr: list[float], heads: dict[str, list[float]], model: str, reason: str | None,
               owned: Owned, digest: str | None) -> Score:  # fmt: skip
-        return Score(r.request_id, r.user_id, r.ts, self._now(), status, r.candidates, ctr, heads, model, self._groups, reason,
+        return Score(r.request_id, r.user_id, r.ts, self._now(), status, r.candidates, ctr, heads, model, owned.engine.groups.id, reason,
                      self._provenance(owned, digest))  # fmt: skip
 
     def _blank(
         self, request_id: str, user_id: str, ts: int, candidates: list[str], status: str, owned: Owned, reason: str
     ) -> Score:
-        return Score(request_id, user_id, ts, self._now(), status, candidates, [], {}, self._model, self._groups, reason,
+        return Score(request_id, user_id, ts, self._now(), status, candidates, [], {}, self._model, owned.engine.groups.id, reason,
                      self._provenance(owned, None))  # fmt: skip
 
     def _provenance(self, owned: Owned, digest: str | None) -> Provenance:

@@ -29,7 +29,6 @@ def score_by_hand(
     if not 1 <= len(candidates) <= CANDIDATES_MAX:
         raise UsageError(f"--items: {len(candidates)} items: give 1 to {CANDIDATES_MAX}, separated by commas")
     stores = Stores.of(settings.data_dir)
-    groups = stores.groups
     model = load_model(settings["worker.model"], settings.data_dir)
     engine, _ = choose_engine(model)
     with open_log(settings.log, settings.kafka) as log, closing(
@@ -37,6 +36,7 @@ def score_by_hand(
     ) as followed:  # fmt: skip
         followed.catch_up()
         with closing(stores.open(stores.partition_of(user))) as store:
+            groups = store.groups
             builder = FeatureBuilder(engine.spec, followed.catalogue, followed.counters, groups)
             arrays = UserArrays.allocate(1, engine.spec.groups, engine.spec.events)
             inputs = Inputs.allocate(engine.spec, 1, len(candidates))

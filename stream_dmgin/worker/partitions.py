@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from stream_dmgin.errors import FormatError, StoreBusy, StreamDmginError
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import TP, GroupReader, Log
 from stream_dmgin.state.engine import StateEngine
-from stream_dmgin.state.ops.stores import META, store_path
+from stream_dmgin.state.ops.places import META, Maps, open_store_under_its_map, store_path, write_json
 from stream_dmgin.worker.health import Health
 
 log_ = logging.getLogger(__name__)
@@ -94,6 +93,8 @@ class Partitions:
         self._score, self._before_open, self._on_open, self._release = score, before_open, on_open, release
         self.names = {prefix + t: n for n, t in enumerate(topics.EVENTS)}
         self.requests_topic, self.scores_topic = prefix + topics.REQUESTS, prefix + topics.SCORES
+        self.maps = Maps(state_dir)
+        self.unmarked = groups.id  # the map of stores that don't name theirs
         self.total = self._check_partitions()
         self._cache_bytes = cache_mb * 1_000_000 // self.total
         self.owned: dict[int, Owned] = {}
@@ -114,8 +115,29 @@ class Partitions:
                 f"user-keyed topics need equal numbers of partitions, but: {counts}. See `stream-dmgin topics check`"
             )
         n = have[wanted[0]].partitions
-        write_meta(self._dir, n, self._prefix, self._groups)
+        self.unmarked = write_meta(self._dir, n, self._prefix, self._groups)
         return n
+
+    @property
+    def groups(self) -> GroupMap:
+        """The group map to go by. Stores of another one go over to it (worker/regroup.py)."""
+        return self._groups
+
+    def adopt(self, groups: GroupMap) -> None:
+        """Go by another group map from here on: new stores have it. It is kept with the stores."""
+        self.maps.keep(groups)
+        self._groups = groups
+        write_meta(self._dir, self.total, self._prefix, groups)
+
+    @property
+    def directory(self) -> Path:
+        """Where the stores lie."""
+        return self._dir
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory for the users of one partition."""
+        return self._cache_bytes
 
     # What the group tells
 
@@ -240,7 +262,7 @@ class Partitions:
         committed: Mapping[TP, int],
     ) -> None:
         path = store_path(self._dir, p)
-        engine = self._kept.pop(p, None) or _open_waiting(path, p, self._groups, self._cache_bytes)
+        engine = self._kept.pop(p, None) or self._open_waiting(path, p)
         row = engine.get(REQUESTS_ROW)  # every commit writes it
         offsets = engine.offsets
         for t, n in self.names.items():
@@ -265,16 +287,17 @@ class Partitions:
         self._on_open(o)
         self.owned[p] = o
 
-
-def _open_waiting(path: Path, p: int, groups: GroupMap, cache_bytes: int) -> StateEngine:
-    until = time.monotonic() + BUSY_S
-    while True:
-        try:
-            return StateEngine.open(path, p, groups, cache_bytes=cache_bytes)
-        except StoreBusy:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.05)
+    def _open_waiting(self, path: Path, p: int) -> StateEngine:
+        until = time.monotonic() + BUSY_S
+        while True:
+            try:
+                return open_store_under_its_map(
+                    path, p, self.maps, self.unmarked, self._groups, cache_bytes=self._cache_bytes
+                )
+            except StoreBusy:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
 
 
 def check_topics(log: Log, prefix: str) -> None:
@@ -288,7 +311,7 @@ def check_topics(log: Log, prefix: str) -> None:
 
 
 def read_meta(state_dir: Path) -> dict[str, object] | None:
-    """What the stores under this directory were folded with: partitions, prefix, groups (id and file). None: no stores."""
+    """What the stores under this directory were folded with: partitions, prefix, group map (id and file). None: no stores."""
     try:
         meta: dict[str, object] = json.loads((state_dir / META).read_text())
         return meta
@@ -304,8 +327,9 @@ def read_groups(path: str, state_dir: Path) -> GroupMap:
     return GroupMap.load(state_dir / str(meta["groups_file"])) if meta else GroupMap.empty()
 
 
-def write_meta(state_dir: Path, partitions: int, prefix: str, groups: GroupMap) -> None:
-    """Check what the stores were folded with, and note it. A group map may grow, not change: statistics would be wrong."""
+def write_meta(state_dir: Path, partitions: int, prefix: str, groups: GroupMap) -> str:
+    """Check what the stores were folded from, and note the group map to go by. Returns the id of the map of stores that don't
+    name theirs: written by versions that knew one map a directory. Raises FormatError."""
     state_dir.mkdir(parents=True, exist_ok=True)
     old = read_meta(state_dir)
     if old is not None and old["partitions"] != partitions:
@@ -313,18 +337,13 @@ def write_meta(state_dir: Path, partitions: int, prefix: str, groups: GroupMap) 
             f"{state_dir}: its stores were folded from {old['partitions']} partitions, the log has {partitions}. "
             "Use another --data-dir: its state is rebuilt from the log"
         )
-    if old is not None and old["groups"] != groups.id and old["groups"] != GroupMap.empty().id:
-        before = GroupMap.load(state_dir / str(old["groups_file"]))
-        moved = sum(1 for item, g in before.items.items() if groups.lookup(item) != g)
-        if moved:
-            raise FormatError(
-                f"{state_dir}: its stores were folded with group map {old['groups']}; in {groups.id} "
-                f"{moved} items have another group or none. "
-                "A map may grow under a store, not change: use another --data-dir, its state is rebuilt from the log"
-            )
-    name = f"groups-{groups.id}.parquet"
-    if not (state_dir / name).exists():
-        groups.save(state_dir / name)
-    tmp = state_dir / f"{META}.{os.getpid()}"
-    tmp.write_text(json.dumps({"partitions": partitions, "prefix": prefix, "groups": groups.id, "groups_file": name}))
-    tmp.replace(state_dir / META)
+    Maps(state_dir).keep(groups)
+    unmarked = groups.id if old is None else str(old.get("unmarked", old["groups"]))
+    write_json(
+        state_dir / META,
+        {
+            "partitions": partitions, "prefix": prefix, "groups": groups.id,
+            "groups_file": Maps(state_dir).file(groups.id).name, "unmarked": unmarked,
+        },
+    )  # fmt: skip
+    return unmarked

@@ -9,27 +9,55 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from stream_dmgin.errors import StreamDmginError
+from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.scoring.scorer import Scorer
 from stream_dmgin.worker.health import Health
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from stream_dmgin.scoring.engine import Engine
 
 log_ = logging.getLogger(__name__)
 
 KEY = "model"
 
 
-class Releases:
-    """Watches `health.control`, the view of the control topic; `poll` gives the scorer to swap in, when there is one."""
+class ScorersByMap:
+    """One model's scorers, one for each group map that owned partitions have: two while they go over to another map, each
+    with towers of its own. Made when first asked for (milliseconds). One thread."""
 
-    def __init__(self, health: Health, running: str, load: Callable[[str], Scorer]) -> None:
+    MAPS = 2
+
+    def __init__(self, engine: Engine, make: Callable[[GroupMap], Scorer]) -> None:
+        self.engine, self._make = engine, make
+        self._scorers: dict[str, Scorer] = {}
+
+    def of(self, groups: GroupMap) -> Scorer:
+        """The scorer over this map. Of more than two maps, the one not asked for longest goes."""
+        found = self._scorers.pop(groups.id, None) or self._make(groups)
+        self._scorers[groups.id] = found
+        while len(self._scorers) > self.MAPS:
+            del self._scorers[next(iter(self._scorers))]
+        return found
+
+    def keep_only(self, groups: GroupMap) -> None:
+        """Every partition has this map: the memory of others is given back."""
+        self._scorers = {k: s for k, s in self._scorers.items() if k == groups.id}
+
+
+class Releases:
+    """Watches `health.control`, the view of the control topic; `poll` gives the scorers to swap in, when there are some."""
+
+    def __init__(self, health: Health, running: str, load: Callable[[str], ScorersByMap]) -> None:
         self._health, self._load = health, load
         self._wanted = running
-        self._ready: Scorer | None = None
+        self._ready: ScorersByMap | None = None
         self._thread: threading.Thread | None = None
 
-    def poll(self) -> Scorer | None:
-        """The scorer of a newly published model, once it is loaded; None otherwise. Doesn't block."""
+    def poll(self) -> ScorersByMap | None:
+        """The scorers of a newly published model, once it is loaded; None otherwise. Doesn't block."""
         if self._thread is not None:
             if self._thread.is_alive():
                 return None

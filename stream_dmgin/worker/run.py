@@ -28,7 +28,7 @@ from stream_dmgin.worker.lag import LagWatcher
 from stream_dmgin.worker.loop import Loop
 from stream_dmgin.worker.ordered import OrderedReader
 from stream_dmgin.worker.partitions import Owned, Partitions, check_topics, read_groups
-from stream_dmgin.worker.releases import Releases
+from stream_dmgin.worker.releases import Releases, ScorersByMap
 from stream_dmgin.worker.shared import Shared
 
 log_ = logging.getLogger(__name__)
@@ -152,15 +152,16 @@ def _answers(settings: Settings, shared: Shared, groups: GroupMap, health: Healt
     name = settings["worker.model"]
     if name == FLOOR:
         health.model = FLOOR
-        return Answers(None, None, "item rates, as asked", shared, settings.prefix, groups.id, health)
-    load = partial(_scorer, settings, shared, groups, health)
-    scorer = load(name)
-    health.model = scorer.engine.model.id
-    releases = Releases(health, scorer.engine.model.id, load)
-    return Answers(scorer, releases, "", shared, settings.prefix, groups.id, health)
+        return Answers(None, None, "item rates, as asked", shared, settings.prefix, health)
+    load = partial(_scorers, settings, shared, groups, health)
+    scorers = load(name)
+    health.model = scorers.engine.model.id
+    releases = Releases(health, scorers.engine.model.id, load)
+    return Answers(scorers, releases, "", shared, settings.prefix, health)
 
 
-def _scorer(settings: Settings, shared: Shared, groups: GroupMap, health: Health, model_id: str) -> Scorer:
+def _scorers(settings: Settings, shared: Shared, groups: GroupMap, health: Health, model_id: str) -> ScorersByMap:
+    """The model on its engine, with a scorer over `groups` at the ready."""
     from stream_dmgin.models.registry import load_model
     from stream_dmgin.scoring.engine import choose_engine
 
@@ -172,10 +173,15 @@ def _scorer(settings: Settings, shared: Shared, groups: GroupMap, health: Health
     def observe(name: str, seconds: float) -> None:
         stage.labels(name).observe(seconds)
 
-    return Scorer(
-        engine, shared.catalogue, shared.counters, groups, max_users=settings["worker.max_requests"],
-        tower_cache=TowerCache(settings["worker.tower_cache_mb"] << 20), observe=observe,
-    )  # fmt: skip
+    def make(groups: GroupMap) -> Scorer:
+        return Scorer(
+            engine, shared.catalogue, shared.counters, groups, max_users=settings["worker.max_requests"],
+            tower_cache=TowerCache(settings["worker.tower_cache_mb"] << 20), observe=observe,
+        )  # fmt: skip
+
+    scorers = ScorersByMap(engine, make)
+    scorers.of(groups)
+    return scorers
 
 
 def run(settings: Settings, *, score: bool, until_end: bool, ordered: bool = False) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def statistics(stores: Stores, sample: int) -> dict[str, Any]:
             events += e
             groups += g
             partitions.append({
-                "partition": p, "users": engine.count_users(), "offsets": stores.offsets(engine), **_sizes(stores.path(p)),
-                **_rocksdb(engine),
+                "partition": p, "users": engine.count_users(), "groups": engine.groups.id, "offsets": stores.offsets(engine),
+                **_sizes(stores.path(p)), **_rocksdb(engine),
             })  # fmt: skip
         finally:
             engine.close()

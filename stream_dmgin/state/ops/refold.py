@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from stream_dmgin import topics
 from stream_dmgin.control import Erasure
 from stream_dmgin.errors import StreamDmginError
+from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import Log
 from stream_dmgin.log.scan import scan
 from stream_dmgin.state.engine import StateEngine
@@ -39,12 +40,13 @@ class Refold:
     """Reads partition `p` from the first offset to the next ones in `offsets` (full topic name -> offset)."""
 
     def __init__(
-        self, stores: Stores, log: Log, p: int, offsets: dict[str, int], told: Told, erasures: Iterable[Erasure] = (),
+        self, stores: Stores, log: Log, p: int, offsets: dict[str, int], groups: GroupMap, told: Told,
+        erasures: Iterable[Erasure] = (),
     ) -> None:  # fmt: skip
-        """`erasures` of this partition are honoured. Raises StreamDmginError where the log doesn't hold these records (any
-        more)."""
+        """`groups`: the map to fold with; `erasures` of this partition are honoured. Raises StreamDmginError where the log
+        doesn't hold these records (any more)."""
         self._erasures = list(erasures)
-        self._stores, self._log, self._p, self._offsets, self._told = stores, log, p, offsets, told
+        self._groups, self._log, self._p, self._offsets, self._told = groups, log, p, offsets, told
         self._number = {stores.prefix + t: k for k, t in enumerate(topics.EVENTS)}
         self.malformed = 0  # records of the last reading that are no events
         for topic, following in offsets.items():
@@ -61,7 +63,7 @@ class Refold:
 
     def fold(self, salt: int, low: int, high: int) -> tuple[StateEngine, int]:
         """An engine in memory with the users whose key lies in low..high (inclusive), and the number of events counted."""
-        engine = StateEngine.open(None, self._p, self._stores.groups)
+        engine = StateEngine.open(None, self._p, self._groups)
         engine.ignore(Erased(self._erasures))
         counted = 0
         for columns, rows in self._events():

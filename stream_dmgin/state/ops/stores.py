@@ -1,7 +1,7 @@
 """The stores of one data directory, seen from outside: which partitions, folded with which group map. Control path.
 
-`DATA_DIR/state/meta.json` is written by the worker; the stores are `DATA_DIR/state/p00000` and so on. They are opened
-read-only, which a running worker doesn't notice: what is seen is what it had committed at that moment.
+`DATA_DIR/state/meta.json` is written by the worker; where the stores lie is `places`' business. They are opened read-only,
+which a running worker doesn't notice: what is seen is what it had committed at that moment.
 """
 
 from __future__ import annotations
@@ -13,16 +13,9 @@ from pathlib import Path
 
 from stream_dmgin import topics
 from stream_dmgin.errors import FormatError, InputError
-from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.murmur2 import partition_of
 from stream_dmgin.state.engine import StateEngine
-
-META = "meta.json"
-
-
-def store_path(directory: Path, partition: int) -> Path:
-    """Directory of a partition's store among the stores of a data directory."""
-    return directory / f"p{partition:05d}"
+from stream_dmgin.state.ops.places import META, Maps, open_store_under_its_map, store_path
 
 
 @dataclass(frozen=True)
@@ -32,8 +25,8 @@ class Stores:
     directory: Path
     partitions: int  # of the user-keyed topics; not all need have a store here
     prefix: str
-    groups_id: str
-    groups_file: str
+    groups_id: str  # of the map that the worker last went by; while it goes over to another, some stores have the other
+    unmarked: str  # id of the map of stores that don't name theirs
 
     @classmethod
     def of(cls, data_dir: Path) -> Stores:
@@ -41,8 +34,9 @@ class Stores:
         directory = Path(data_dir) / "state"
         try:
             meta = json.loads((directory / META).read_text())
+            groups = str(meta["groups"])
             return cls(
-                directory, int(meta["partitions"]), str(meta["prefix"]), str(meta["groups"]), str(meta["groups_file"])
+                directory, int(meta["partitions"]), str(meta["prefix"]), groups, str(meta.get("unmarked", groups))
             )
         except FileNotFoundError:
             raise InputError(f"{data_dir} holds no state: give the --data-dir with which a worker has run") from None
@@ -52,9 +46,9 @@ class Stores:
             ) from None
 
     @cached_property
-    def groups(self) -> GroupMap:
-        """The map that the stores are folded with. Raises InputError."""
-        return GroupMap.load(self.directory / self.groups_file) if self.groups_file else GroupMap.empty()
+    def maps(self) -> Maps:
+        """The group maps that the stores are folded with."""
+        return Maps(self.directory)
 
     def path(self, partition: int) -> Path:
         """Where the store of a partition lies, if it is here."""
@@ -69,8 +63,10 @@ class Stores:
         return partition_of(user_id.encode(), self.partitions)
 
     def open(self, partition: int, *, cache_bytes: int = 64 << 20) -> StateEngine:
-        """The store of a partition as last committed; read-only, also while a worker writes to it."""
-        return StateEngine.open(self.path(partition), partition, self.groups, cache_bytes=cache_bytes, read_only=True)
+        """The store of a partition as last committed, with its group map; read-only, also while a worker writes to it."""
+        return open_store_under_its_map(
+            self.path(partition), partition, self.maps, self.unmarked, cache_bytes=cache_bytes, read_only=True
+        )
 
     def offsets(self, engine: StateEngine) -> dict[str, int]:
         """Full topic name -> next offset that the store had folded."""
