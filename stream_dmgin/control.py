@@ -19,6 +19,7 @@ from stream_dmgin.log.base import Log, Record
 from stream_dmgin.log.scan import scan
 
 ERASE, SKIP = "erase/", "skip/"
+MAP_PARTS = "groups/"  # keys that begin so hold the content of group maps (groups/wire.py), read when it is needed
 Place = tuple[str, int, int]  # topic without prefix, partition, offset
 _ERASE_KEY = re.compile(r"erase/(\d+)/([0-9a-f]{64})")
 _SKIP_KEY = re.compile(r"skip/([a-z-]+)/(\d+)/(\d+)")
@@ -87,6 +88,8 @@ class Control:
             self._erasure(name, value)
         elif name.startswith(SKIP):
             self._skip(name, value)
+        elif name.startswith(MAP_PARTS):
+            return
         else:
             record = _decode(value, Any)
             if record is None:

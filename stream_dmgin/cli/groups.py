@@ -1,4 +1,4 @@
-"""`groups build / import / list / show`: the map from items to interest groups."""
+"""`groups build / import / list / show / publish / prune`: the map from items to interest groups."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from stream_dmgin.cli.common import Context, common_options, table
+from stream_dmgin.cli.common import Context, common_options, dry_run_option, table, yes_option
 
 
 @click.group()
@@ -77,3 +77,49 @@ def show(ctx: Context, name: str, item: str | None, samples: int, limit: int) ->
         "id": found.id, "items": len(found), "groups": len(found.sizes()), "largest": describe(found, samples)[:limit],
     }  # fmt: skip
     ctx.emit(data, lambda d: table({**g, "items": ", ".join(g["items"])} for g in d["largest"]))
+
+
+@command.command()
+@click.argument("name", metavar="FILE or ID")
+@dry_run_option
+@yes_option
+@common_options
+def publish(ctx: Context, name: str, dry_run: bool, yes: bool) -> None:
+    """Make a map the one that all workers go by, while they serve: its content and its name go to the control topic.
+
+    Where items only gained a group, partitions merge at once. Where items moved, each partition's state is built anew from the
+    log in the background, and goes over when it has caught up; `regroup` in /health/ready tells how far that is. Publishing
+    the old map again is the way back, quick as long as the old stores are kept (`groups prune`).
+    """
+    from stream_dmgin.groups.shelf import find
+    from stream_dmgin.worker.publish import compare_groups, publish_groups
+
+    found = find(ctx.settings.data_dir, name)
+    data = compare_groups(ctx.settings, found)
+    if not dry_run:
+        what = (
+            f"{data['moved']:,} items moved, {data['added']:,} added" if data["active"] else "the first map published"
+        )
+        ctx.confirm(f"Let all workers of {ctx.settings.log} go by group map {found.id} ({what})?", yes)
+        publish_groups(ctx.settings, found)
+    ctx.emit({**data, "published": not dry_run})
+
+
+@command.command()
+@dry_run_option
+@yes_option
+@common_options
+def prune(ctx: Context, dry_run: bool, yes: bool) -> None:
+    """Remove the stores of other group maps than those served: kept for the way back, or half built and given up.
+
+    A worker may be running: what it builds at the moment stays.
+    """
+    from stream_dmgin.state.ops.prune import prunable, remove
+
+    found = prunable(ctx.settings.data_dir)
+    if found and not dry_run:
+        ctx.confirm(f"Remove {len(found)} stores of {sum(f['bytes'] for f in found):,} bytes?", yes)
+        remove(found)
+    ctx.emit(
+        {"removed": not dry_run, "stores": found}, lambda d: table(d["stores"]) if d["stores"] else "nothing to remove"
+    )

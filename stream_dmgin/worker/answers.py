@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stream_dmgin import topics
+from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import Headers
 from stream_dmgin.records import Provenance, Request, Score, encode
 from stream_dmgin.scoring.floor import item_rates
@@ -64,8 +65,13 @@ class Answers:
 
     def forget(self, user_id: bytes) -> None:
         """Drop what is cached of an erased user: a new life may come to the same version."""
-        if self._scorer is not None:
-            self._scorer.towers.drop(user_id)
+        if self._scorers is not None:
+            self._scorers.forget(user_id)
+
+    def settled(self, groups: GroupMap) -> None:
+        """Every partition has this group map now."""
+        if self._scorers is not None:
+            self._scorers.keep_only(groups)
 
     def answer(self, asked: Sequence[Asked]) -> list[tuple[Asked, Sent]]:
         """A score record for each request, in the same order."""

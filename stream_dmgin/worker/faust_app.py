@@ -21,7 +21,7 @@ import msgspec
 from mode.threads import ServiceThread, WorkerThread
 
 from stream_dmgin import topics
-from stream_dmgin.control import ERASE, SKIP
+from stream_dmgin.control import ERASE, MAP_PARTS, SKIP
 from stream_dmgin.errors import ConfigError, StreamDmginError
 from stream_dmgin.settings import Settings
 from stream_dmgin.worker.health import Health
@@ -86,7 +86,7 @@ def _control(app: faust.App, prefix: str) -> Any:
     async def copy(stream: Any) -> None:
         async for key, value in stream.items():
             name = key.decode("utf-8", "replace") if key else ""
-            if name.startswith((ERASE, SKIP)):  # orders: many in time, and for the data path alone
+            if name.startswith((ERASE, SKIP, MAP_PARTS)):  # many in time, or large, and for the data path alone
                 continue
             try:
                 record = msgspec.msgpack.decode(value) if value else None

@@ -25,6 +25,7 @@ class Health:
     offsets: dict[TP, int] = field(default_factory=dict)  # next offsets of the owned partitions
     model: str = ""
     groups: str = ""
+    regroup: dict[str, Any] | None = None  # while partitions go over to another group map
     assigned: bool = False
     stopping: bool = False
     control: Mapping[str, Any] = field(default_factory=dict)
@@ -49,5 +50,6 @@ class Health:
             "lag": self.lag,
             "model": self.model,
             "groups": self.groups,
+            "regroup": self.regroup,
             "control": dict(self.control),
         }

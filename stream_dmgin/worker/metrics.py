@@ -57,6 +57,19 @@ class Metrics:
         self.erasures = Counter(
             "sdmgin_erasures_total", "Erasures of users carried out, by outcome", ["outcome"], registry=r
         )
+        # Stays above 0: a partition can't go over to the published group map; `regroup` in /health/ready says why.
+        self.regroup_partitions = Gauge(
+            "sdmgin_regroup_partitions", "Owned partitions still to go over to the group map to go by", registry=r
+        )
+        self.regroup_remaining = Gauge(
+            "sdmgin_regroup_remaining_records", "Records to fold into the store being built under it", registry=r
+        )
+        self.regroups = Counter(
+            "sdmgin_regroups_total",
+            "Partitions that went over to another group map (grown, rebuilt)",
+            ["kind"],
+            registry=r,
+        )
         self.rebalances = Counter(
             "sdmgin_rebalances_total", "Assignments, revocations and losses of partitions", ["kind"], registry=r
         )

@@ -42,6 +42,11 @@ class ScorersByMap:
             del self._scorers[next(iter(self._scorers))]
         return found
 
+    def forget(self, user_id: bytes) -> None:
+        """Drop the towers of an erased user."""
+        for scorer in self._scorers.values():
+            scorer.towers.drop(user_id)
+
     def keep_only(self, groups: GroupMap) -> None:
         """Every partition has this map: the memory of others is given back."""
         self._scorers = {k: s for k, s in self._scorers.items() if k == groups.id}

@@ -28,6 +28,7 @@ from stream_dmgin.worker.lag import LagWatcher
 from stream_dmgin.worker.loop import Loop
 from stream_dmgin.worker.ordered import OrderedReader
 from stream_dmgin.worker.partitions import Owned, Partitions, check_topics, read_groups
+from stream_dmgin.worker.regroup import Regroup
 from stream_dmgin.worker.releases import Releases, ScorersByMap
 from stream_dmgin.worker.shared import Shared
 
@@ -47,6 +48,7 @@ class Worker:
     partitions: Partitions
     shared: Shared
     health: Health
+    regroup: Regroup
     ordered: OrderedReader | None = None
 
     def turns(self, stop: threading.Event) -> None:
@@ -59,7 +61,8 @@ class Worker:
             self.loop.turn(POLL_S)
 
     def until_end(self, stop: threading.Event) -> None:
-        """Turn until everything that the topics held at the start is folded, answered and committed."""
+        """Turn until everything that the topics held at the start is folded, answered and committed, and the stores have the
+        group map to go by."""
         ends = self.partitions.ends()
         t0 = time.monotonic()
         synced = 0
@@ -68,7 +71,7 @@ class Worker:
             if self.ordered is not None and self.ordered.stream_time - synced >= COUNTERS_STEP_MS:
                 synced = self.ordered.stream_time
                 self._sync_counters()
-            if n == 0 and self.partitions.reached(ends):
+            if n == 0 and self.partitions.reached(ends) and not self.regroup.busy:
                 break
             if not self.partitions.owned and time.monotonic() - t0 > UNOWNED_S:
                 log_.warning("no partitions yet: is another worker of this group running? Still waiting")
@@ -136,10 +139,23 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         part.append(loop)
         loop.chores.append(lambda: erasing.turn(partitions.owned))
         shared.catch_up()
+        regroup = Regroup(
+            settings,
+            partitions,
+            shared.control,
+            health,
+            loop.commit_one,
+            answers.settled if answers else lambda groups: None,
+        )
+        stack.callback(regroup.close)
+        regroup.begin()
+        loop.chores.append(regroup.turn)
         stack.enter_context(Admin(settings.data_dir))
         stack.callback(loop.between.close)
         try:
-            yield Worker(log, loop, partitions, shared, health, reader if isinstance(reader, OrderedReader) else None)
+            yield Worker(
+                log, loop, partitions, shared, health, regroup, reader if isinstance(reader, OrderedReader) else None
+            )
         except BaseException:
             partitions.close()  # whatever failed, nothing more is written: the log is folded again from the last commit
             raise

@@ -101,7 +101,7 @@ def erase_stopped(stores: Stores, log: Log, e: Erasure, user_id: str) -> Gone | 
     if e.partition not in stores.present():
         return None
     try:
-        engine = StateEngine.open(stores.path(e.partition), e.partition, stores.groups)
+        engine = stores.open(e.partition, read_only=False)
     except StoreBusy:
         return None
     try:

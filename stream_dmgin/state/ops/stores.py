@@ -62,10 +62,11 @@ class Stores:
         """Where the events of a user lie, by murmur2 of the key."""
         return partition_of(user_id.encode(), self.partitions)
 
-    def open(self, partition: int, *, cache_bytes: int = 64 << 20) -> StateEngine:
-        """The store of a partition as last committed, with its group map; read-only, also while a worker writes to it."""
+    def open(self, partition: int, *, cache_bytes: int = 64 << 20, read_only: bool = True) -> StateEngine:
+        """The store of a partition as last committed, with its group map; read-only, also while a worker writes to it. To be
+        written: StoreBusy while a worker has it."""
         return open_store_under_its_map(
-            self.path(partition), partition, self.maps, self.unmarked, cache_bytes=cache_bytes, read_only=True
+            self.path(partition), partition, self.maps, self.unmarked, cache_bytes=cache_bytes, read_only=read_only
         )
 
     def offsets(self, engine: StateEngine) -> dict[str, int]:

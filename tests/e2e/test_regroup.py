@@ -1,0 +1,189 @@
+"""A new group map goes live while the worker serves: every request is answered, every score names the map of the state it was
+made from, and the state becomes the fold from the first event under the new map, bit for bit, through SIGKILLs and back."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from stream_dmgin import settings as settings_of
+from stream_dmgin.groups.map import GroupMap
+from stream_dmgin.log.base import open_log
+from stream_dmgin.replay.verify import verify as verify_scores
+from stream_dmgin.state.ops.places import store_path
+from stream_dmgin.state.ops.stores import Stores
+from stream_dmgin.state.ops.verify import verify as verify_state
+from stream_dmgin.worker.publish import compare_groups, publish_groups
+from stream_dmgin.worker.run import worker
+from tests.e2e.test_worker import check_state, event_records, js, request, run, send, traffic, values
+
+ITEMS = [f"i{k}" for k in range(60)]
+OLD = {i: k % 9 for k, i in enumerate(ITEMS[:40])}
+GROWN = {**OLD, **{i: k % 13 for k, i in enumerate(ITEMS[40:55])}}
+CHANGED = {i: k % 7 for k, i in enumerate(ITEMS[3:])}
+
+
+class Place:
+    """A log with its topics, and a data directory."""
+
+    def __init__(self, root: Path, url: str, prefix: str) -> None:
+        self.url, self.prefix, self.data = url, prefix, root / "data"
+        self.args = ["--log", url, "--prefix", prefix, "--data-dir", str(self.data)]
+        root.mkdir(exist_ok=True)
+        self.old = root / "old.csv"
+        self.old.write_text("item_id,group\n" + "".join(f"{i},{g}\n" for i, g in OLD.items()))
+        run("topics", "apply", *self.args, "--partitions", "4")
+        self.settings = settings_of.load(
+            {"log": url, "prefix": prefix, "data_dir": str(self.data), "worker.groups": str(self.old),
+             "worker.commit_interval_s": 0.05}, {},
+        )  # fmt: skip
+        self.asked = 0
+
+    def requests(self, n: int):
+        out = [request(self.asked + k, f"u{(self.asked + k) % 12}", ["i1", "i9", "i41", "new"]) for k in range(n)]
+        self.asked += n
+        return out
+
+    def send(self, events, requests: int = 0) -> None:
+        send(self.url, self.prefix, [*event_records(events), *self.requests(requests)])
+
+    def scores(self):
+        return [msgpack.unpackb(r.value) for r in values(self.url, self.prefix, "scores")]
+
+    def check(self, events, groups: dict[str, int]) -> None:
+        """State: the oracle's and, bit for bit, that of a fold from scratch. Scores: reproduced from the log alone."""
+        check_state(self.args, events, groups)
+        stores = Stores.of(self.data)
+        assert stores.groups_id == GroupMap(groups).id
+        for p in stores.present():
+            engine = stores.open(p)
+            assert engine.groups.id == GroupMap(groups).id
+            engine.close()
+        with open_log(self.url) as log:
+            report = verify_state(stores, log)
+            assert report.ok and report.checked == 12 and not report.undecided
+            outcome = verify_scores(log, self.prefix, self.asked, None, self.data)
+        scores = self.scores()
+        assert {s["request_id"] for s in scores} == {f"r{k}" for k in range(self.asked)}
+        assert {s["status"] for s in scores} == {"ok"}
+        assert outcome.checked == outcome.reproduced == outcome.state_identical == self.asked
+
+
+@pytest.fixture
+def place(tmp_path, prefix):
+    return Place(tmp_path, f"file:{tmp_path / 'log'}", prefix)
+
+
+def turn_until(w, done, seconds=90):
+    until = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < until, w.health.ready()
+        w.loop.turn(0.01)
+
+
+def folded(w, place):
+    with open_log(place.url) as log:
+        ends = [sum(log.ends(place.prefix + t).values()) for t in ("impressions", "clicks", "post-clicks", "requests")]
+
+    def done():
+        owned = w.partitions.owned.values()
+        have = [sum(o.engine.offsets[n] for o in owned) for n in range(3)]
+        return [*have, sum(o.answered.safe for o in owned)] == ends
+
+    return done
+
+
+def test_a_grown_map_merges_at_once_also_what_is_on_disk(place):
+    events = traffic(5, 1200)
+    new = GroupMap(GROWN)
+    place.settings = settings_of.load(
+        {**{k: place.settings[k] for k in place.settings.values}, "worker.cache_mb": 16}, {}
+    )
+    with worker(place.settings, score=True) as w:
+        place.send(events[:600], 20)
+        turn_until(w, folded(w, place))
+        assert w.health.groups == GroupMap(OLD).id
+        assert compare_groups(place.settings, new)["active"] is None
+        publish_groups(place.settings, new)
+        assert compare_groups(place.settings, GroupMap(CHANGED))["moved"] == sum(
+            CHANGED.get(i) != g for i, g in GROWN.items()
+        )
+        place.send(events[600:900], 20)
+        turn_until(w, lambda: w.health.groups == new.id and w.health.regroup is None)
+        turn_until(w, folded(w, place))
+        assert w.health.metrics.regroups.labels("grown")._value.get() == 4
+    # another worker with nothing but the log and the settings: it goes by the published map from the start
+    with worker(place.settings, score=True) as w:
+        place.send(events[900:], 20)
+        turn_until(w, folded(w, place))
+        assert {o.engine.groups.id for o in w.partitions.owned.values()} == {new.id}
+    place.check(events, GROWN)
+    assert {s["groups"] for s in place.scores()} == {GroupMap(OLD).id, new.id}
+
+
+def test_a_changed_map_is_built_in_the_background_and_there_is_a_way_back(place):
+    events = traffic(6, 2000)
+    old, new = GroupMap(OLD), GroupMap(CHANGED)
+    with worker(place.settings, score=True) as w:
+        place.send(events[:1000], 10)
+        turn_until(w, folded(w, place))
+        publish_groups(place.settings, new)
+        sent = 1000
+        until = time.monotonic() + 90
+        while w.health.groups != new.id:  # with events and requests coming in all the while
+            assert time.monotonic() < until
+            place.send(events[sent : sent + 5], 1)
+            sent = min(1500, sent + 5)
+            for _ in range(3):
+                w.loop.turn(0.01)
+        place.send(events[sent:1500], 5)
+        turn_until(w, folded(w, place))
+        kinds = {k: w.health.metrics.regroups.labels(k)._value.get() for k in ("grown", "rebuilt")}
+        assert sum(kinds.values()) == 4 and kinds["rebuilt"] >= 3  # a partition without users has nothing to build
+        done = len(place.scores())
+    place.check(events[:1500], CHANGED)
+    assert {s["groups"] for s in place.scores()} == {old.id, new.id}
+    assert done == place.asked
+    with worker(place.settings, score=True) as w:
+        # Back: the old stores are there, and only have to catch up
+        sizes = {p["path"]: p["groups"] for p in js("groups", "prune", *place.args, "--dry-run")["stores"]}
+        assert set(sizes.values()) == {old.id}
+        place.send(events[1500:], 5)
+        turn_until(w, folded(w, place))
+        publish_groups(place.settings, old)
+        turn_until(w, lambda: w.health.groups == old.id and w.health.regroup is None)
+        place.send([], 5)
+        turn_until(w, folded(w, place))
+    place.check(events, OLD)
+    assert {store_path(place.data / "state", p).name for p in range(4)} == {f"p{p:05d}" for p in range(4)}
+    found = js("groups", "prune", *place.args, "--yes")
+    assert {s["groups"] for s in found["stores"]} == {new.id}
+    assert js("groups", "prune", *place.args)["stores"] == []
+
+
+def counters(w) -> bytes:
+    w.loop.commit()
+    w.loop.flush()
+    w.shared.catch_up()
+    assert (w.shared._shared.chains.gaps, w.shared._shared.chains.overlaps) == (0, 0)
+    return w.shared.counters.canonical()
+
+
+def test_the_counters_of_all_users_are_those_of_a_worker_that_kept_its_map(place, tmp_path):
+    events = traffic(7, 900)
+    other = Place(tmp_path / "other", f"file:{tmp_path / 'other log'}", place.prefix)
+    tables = []
+    for at in (place, other):
+        with worker(at.settings, score=False) as w:
+            at.send(events[:500])
+            turn_until(w, folded(w, at))
+            if at is place:
+                publish_groups(at.settings, GroupMap(CHANGED))
+            at.send(events[500:])
+            turn_until(w, lambda: w.health.groups == (GroupMap(CHANGED) if at is place else GroupMap(OLD)).id)  # noqa: B023
+            turn_until(w, folded(w, at))
+            tables.append(counters(w))
+    assert tables[0] == tables[1]
