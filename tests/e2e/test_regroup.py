@@ -135,8 +135,9 @@ def test_a_changed_map_is_built_in_the_background_and_there_is_a_way_back(place)
         until = time.monotonic() + 90
         while w.health.groups != new.id:  # with events and requests coming in all the while
             assert time.monotonic() < until
-            place.send(events[sent : sent + 5], 1)
-            sent = min(1500, sent + 5)
+            more = min(1500, sent + 5)
+            place.send(events[sent:more], 1)
+            sent = more
             for _ in range(3):
                 w.loop.turn(0.01)
         place.send(events[sent:1500], 5)
