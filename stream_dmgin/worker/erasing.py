@@ -96,7 +96,7 @@ class Erasing:
         until = time.monotonic() + (HELD_SLICE_S if o.hold else SLICE_S)
         while wanted and time.monotonic() < until:
             found, after = o.engine.find(lambda user: digest_of(user) in wanted, search.after, KEYS)
-            self._health.step()
+            self._health.progress()
             for user in found:
                 self._apply(o, wanted.pop(digest_of(user)), user)
             if after is None:
@@ -110,7 +110,7 @@ class Erasing:
 
     def _apply(self, o: Owned, e: Erasure, user: bytes) -> None:
         self._commit(o, ())
-        gone = carry_out(o.engine, self._log, self._prefix, e, user.decode(), self._health.step)
+        gone = carry_out(o.engine, self._log, self._prefix, e, user.decode(), self._health.progress)
         self._commit(o, [mark_of(e)])
         self._forget(user)
         self._say(e, gone)

@@ -70,7 +70,7 @@ class Followed:
             return
         self._looked = now
         self._take()
-        if now - self._saved > CHECKPOINT_S:
+        if now - self._saved > CHECKPOINT_S and not self._health.waiting:
             self._checkpoint(now)
 
     def catch_up(self) -> None:
@@ -120,6 +120,7 @@ class Followed:
             return len(batch)
         finally:
             batch.release()
+            self._health.step()
             self._report()
 
     def _report(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from stream_dmgin.log.base import TP
 from stream_dmgin.worker.metrics import Metrics
 
-STALL_S = 60.0  # the loop must come round this often, whatever it does
+STALL_S = 60.0  # the loop must come round, or say that it goes on, this often
 
 
 @dataclass
@@ -30,21 +30,36 @@ class Health:
     stopping: bool = False
     control: Mapping[str, Any] = field(default_factory=dict)
     stepped: float = field(default_factory=time.monotonic)  # when work last went on, inside a turn too
+    moved: float = field(default_factory=time.monotonic)  # when records were last read or taken care of
+    lag_at: float = float("-inf")  # when the log was last asked for its ends
+    waiting: str = ""  # why the worker takes no records on purpose; "": it does
 
     def step(self) -> None:
-        """Work goes on: called by whatever takes long inside a turn. Costs a look at the clock."""
+        """Work goes on inside a turn: called by whatever takes long. Costs a look at the clock."""
         self.stepped = time.monotonic()
 
+    def progress(self) -> None:
+        """The same, of work that brings partitions nearer to the end of the log: opening, restoring, mending their stores."""
+        self.stepped = self.moved = time.monotonic()
+
+    def turn(self, now: float, records: int) -> None:
+        """The loop came round, with so many records."""
+        self.turned = self.stepped = now
+        if records:
+            self.moved = now
+
     def live(self) -> tuple[int, dict[str, Any]]:
-        """(HTTP status, body): 503 when the loop has not come round for STALL_S seconds."""
-        age = time.monotonic() - self.turned
+        """(HTTP status, body): 503 when nothing has gone on in the loop for STALL_S seconds."""
+        age = time.monotonic() - max(self.turned, self.stepped)
         return (200 if age < STALL_S else 503), {"live": age < STALL_S, "seconds_since_turn": round(age, 3)}
 
     def ready(self) -> tuple[int, dict[str, Any]]:
-        """(HTTP status, body): 200 once partitions are assigned and their state has caught up with the log."""
-        ok = self.assigned and self.restore_remaining == 0 and not self.stopping
+        """(HTTP status, body): 200 once partitions are assigned and their state has caught up with the log, unless the worker
+        waits for room on its disk."""
+        ok = self.assigned and self.restore_remaining == 0 and not self.stopping and not self.waiting
         return (200 if ok else 503), {
             "ready": ok,
+            "waiting": self.waiting,
             "partitions": list(self.partitions),
             "restore_remaining": self.restore_remaining,
             "lag": self.lag,

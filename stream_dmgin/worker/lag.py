@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
@@ -48,6 +49,6 @@ class LagWatcher:
         for (t, p), offset in self._health.offsets.items():
             if t in ends:
                 lag[t] += max(0, ends[t].get(p, 0) - offset)
-        self._health.lag = lag
+        self._health.lag, self._health.lag_at = lag, time.monotonic()
         for t, n in lag.items():
             self._health.metrics.lag.labels(t).set(n)

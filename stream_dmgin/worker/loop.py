@@ -60,6 +60,7 @@ class Loop:
         self._shared, self._answers, self._health = shared, answers, health
         self._dead_topic = prefix + topics.DEAD_LETTERS
         self._requests_topic = prefix + topics.REQUESTS
+        self._topics = [*partitions.names, *((self._requests_topic,) if answers is not None else ())]
         self._interval, self._max_batch, self._max_requests = commit_interval_s, max_batch, max_requests
         self._numbers = np.array([*range(N_EVENT_TOPICS), 255], np.uint8)
         self._waiting: list[Asked] = []  # requests of partitions whose state is not fresh yet
@@ -97,8 +98,10 @@ class Loop:
                 self._handle(batch)
             finally:
                 batch.release()
-        if self._waiting or self._paused:
-            self._release_waiting()
+        for chore in self.chores:
+            chore()
+        if self._waiting or self._paused or self._health.waiting:
+            self._regulate()
         self._shared.follow()
         self._partitions.tend()
         if self._shared.malformed and DIVERTING_PARTITION in self._partitions.owned:
@@ -108,11 +111,9 @@ class Loop:
         now = time.monotonic()
         self._commit_due(now)
         self.between.run()
-        for chore in self.chores:
-            chore()
         if now - self._last_report >= REPORT_S:
             self._report(now)
-        self._health.turned = now
+        self._health.turn(now, n)
         return n
 
     def _handle(self, batch: Batch) -> None:
@@ -132,6 +133,7 @@ class Loop:
                 owned = self._partitions.owned.get(int(p))
                 if owned is not None:
                     counted = owned.engine.fold(columns, rows[of == p])
+                    self._health.step()
                     owned.dirty = True
                     self._health.metrics.events.inc(counted)
                     full = full or owned.engine.pressure > 1
@@ -173,6 +175,7 @@ class Loop:
         assert self._answers is not None
         for k in range(0, len(asked), self._max_requests):
             part = asked[k : k + self._max_requests]
+            self._health.step()
             answers = self._answers.answer(part)
             self._reader.confirm()
             for a, (key, value, headers) in answers:
@@ -204,8 +207,9 @@ class Loop:
         key, value, headers = self._answers.rejection(identity, owned, str(error), int(batch.timestamp[i]))
         self._send_score(key, value, headers, owned, offset)
 
-    def _release_waiting(self) -> None:
-        """Requests wait while their partition's state is behind what the log held when it was assigned."""
+    def _regulate(self) -> None:
+        """Requests wait while their partition's state is behind what the log held when it was assigned; everything waits while
+        the worker takes nothing on purpose."""
         owned = self._partitions.owned
         if self._generation != self._partitions.generation:
             self._generation, self._paused = self._partitions.generation, set()  # a new assignment forgets pauses
@@ -213,10 +217,11 @@ class Loop:
             if o.restoring:
                 o.remaining()
         want = {(self._requests_topic, p) for p, o in owned.items() if o.restoring}
-        mine = {(self._requests_topic, p) for p in owned}
+        if self._health.waiting:
+            want = {(t, p) for p in owned for t in self._topics}
         if new := want - self._paused:
             self._reader.pause(new)
-        if ready := (self._paused - want) & mine:
+        if ready := {tp for tp in self._paused - want if tp[1] in owned}:
             self._reader.resume(ready)
         self._paused = want
         still: list[Asked] = []
@@ -304,6 +309,7 @@ class Loop:
         for o in partitions:
             if o.dirty or o.answered.safe != o.saved_requests:
                 self.commit_one(o)
+                self._health.step()
                 done |= self.offsets_of(o)
         if done:
             self._reader.commit(done)
@@ -369,7 +375,8 @@ class Loop:
         h.restore_remaining = sum(o.remaining() for o in self._partitions.owned.values())
         m.restoring.set(h.restore_remaining)
         owned = tuple(self._partitions.owned.values())
-        h.offsets = {tp: offset for o in owned for tp, offset in self.offsets_of(o).items()}
+        ended = self._partitions.ended  # past markers of transactions, which no record follows
+        h.offsets = {tp: max(offset, ended(*tp)) for o in owned for tp, offset in self.offsets_of(o).items()}
         stats = [o.engine.stats() for o in owned]
         m.users_cached.set(sum(s["users_cached"] for s in stats))
         m.cache_bytes.set(sum(s["cache_bytes"] for s in stats))

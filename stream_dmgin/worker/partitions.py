@@ -155,6 +155,7 @@ class Partitions:
             committed = self.reader.committed([(t, p) for t in self._topics() for p in new]) if self.reader else {}
             for p in new:
                 self._open(p, ends, begins, committed)
+                self._health.progress()
         self._close_kept()
         self._health.metrics.rebalances.labels("assigned").inc()
         self._tell()

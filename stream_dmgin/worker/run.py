@@ -21,6 +21,7 @@ from stream_dmgin.scoring.tower_cache import TowerCache
 from stream_dmgin.settings import Settings
 from stream_dmgin.worker.admin import Admin
 from stream_dmgin.worker.answers import FLOOR, Answers
+from stream_dmgin.worker.disk import Disk
 from stream_dmgin.worker.erasing import Erasing
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.http import HealthServer, free_address
@@ -31,11 +32,13 @@ from stream_dmgin.worker.partitions import Owned, Partitions, check_topics, read
 from stream_dmgin.worker.regroup import Regroup
 from stream_dmgin.worker.releases import Releases, ScorersByMap
 from stream_dmgin.worker.shared import Shared
+from stream_dmgin.worker.watchdog import Watchdog
 
 log_ = logging.getLogger(__name__)
 
 POLL_S = 0.05
 COUNTERS_STEP_MS = 600_000  # --ordered: stream time between two synchronisations of the shared counters
+DISK_S = 0.5
 UNOWNED_S = 30.0  # --until-end: so long may the group take to give partitions
 
 
@@ -137,6 +140,9 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
             max_requests=settings["worker.max_requests"],
         )  # fmt: skip
         part.append(loop)
+        if not ordered:  # a merge by time can't hold single partitions back
+            disk = Disk(settings.data_dir, settings["worker.disk_free_mb"], settings["worker.disk_free_percent"])
+            loop.chores.append(lambda: _watch_disk(disk, health))
         loop.chores.append(lambda: erasing.turn(partitions.owned))
         shared.catch_up()
         regroup = Regroup(
@@ -161,6 +167,15 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
             raise
         loop.commit()
         loop.settle()
+
+
+def _watch_disk(disk: Disk, health: Health) -> None:
+    now = time.monotonic()
+    if now - disk.looked >= DISK_S:
+        disk.looked = now
+        health.waiting = disk.look()
+        health.metrics.waiting.set(bool(health.waiting))
+        health.metrics.disk_free.set(disk.free)
 
 
 def _answers(settings: Settings, shared: Shared, groups: GroupMap, health: Health) -> Answers:
@@ -209,10 +224,13 @@ def run(settings: Settings, *, score: bool, until_end: bool, ordered: bool = Fal
     with _signals() as stop, ExitStack() as views:
         with worker(settings, score=score, ordered=ordered) as w:
             if until_end:
-                w.until_end(stop)
+                with Watchdog(w.health, settings["worker.stall_s"]):
+                    w.until_end(stop)
             else:
+                views.enter_context(LagWatcher(settings, w.health))
                 views.enter_context(_views(settings, http, w.health, stop))
-                w.turns(stop)
+                with Watchdog(w.health, settings["worker.stall_s"]):
+                    w.turns(stop)
             w.health.stopping = True
         totals = w.loop.totals  # the views end after the worker: partitions are released before Faust is waited for
     return {**asdict(totals), "seconds": round(time.monotonic() - t0, 3)}
@@ -222,8 +240,6 @@ def run(settings: Settings, *, score: bool, until_end: bool, ordered: bool = Fal
 def _views(settings: Settings, http: str, health: Health, stop: threading.Event) -> Iterator[None]:
     """Health and metrics at `http`, through Faust on Kafka."""
     with ExitStack() as stack:
-        if http != "off":
-            stack.enter_context(LagWatcher(settings, health))
         if settings.log.startswith("kafka://"):
             from stream_dmgin.worker import faust_app
 
