@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from stream_dmgin import topics
 from stream_dmgin.errors import RecordError
-from stream_dmgin.log.base import Log, Record
+from stream_dmgin.log.base import Batch, Log, Record
 from stream_dmgin.log.scan import scan
 
 ERASE, SKIP = "erase/", "skip/"
@@ -162,6 +163,26 @@ def give(log: Log, prefix: str, orders: Mapping[str, bytes]) -> None:
         writer.flush()
     finally:
         writer.close()
+
+
+def mask_skipped(batch: Batch, prefix: str, skips: Mapping[Place, str]) -> dict[int, tuple[Record, RecordError]]:
+    """Take the values of records that are to be skipped out of a batch, so that nothing looks into them: row -> the record as
+    it was, and why it is skipped."""
+    out: dict[int, tuple[Record, RecordError]] = {}
+    for (topic, partition, offset), reason in skips.items():
+        if prefix + topic not in batch.topics:
+            continue
+        here = (
+            (batch.offset == offset)
+            & (batch.partition == partition)
+            & (batch.topic == batch.topics.index(prefix + topic))
+        )
+        for i in np.flatnonzero(here).tolist():
+            out[i] = batch.record(i), RecordError("skipped", reason)
+    if out:
+        batch.value_len = batch.value_len.copy()
+        batch.value_len[list(out)] = -1
+    return out
 
 
 def _decode(value: bytes | None, kind: Any) -> Any:

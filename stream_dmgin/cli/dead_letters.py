@@ -1,4 +1,4 @@
-"""`dead-letters list / show / replay`: what could not be processed, why, and back to where it came from."""
+"""`dead-letters list / show / replay / skip`: what could not be processed, why, and back to where it came from."""
 
 from __future__ import annotations
 
@@ -76,6 +76,7 @@ def replay(
 
     Name letters by OFFSETS, or choose with --topic, --reason or --all. A record that was dead-lettered twice is sent once.
     """
+    from stream_dmgin.control import read_control
     from stream_dmgin.worker.dead_letter_topic import DeadLetters, choose, summary
 
     if offsets and (everything or topic or reason):
@@ -88,16 +89,43 @@ def replay(
         chosen = (
             [letters.at(o) for o in offsets] if offsets else [d for d in letters if _wanted(d, topic, reason, prefix)]
         )
-        choice = choose(chosen, prefix)
+        choice = choose(chosen, prefix, read_control(log, prefix)[0])
         if not dry_run and choice.send:
             ctx.confirm(f"Send {len(choice.send)} records back to their topics?", yes)
             letters.send_back(choice.send, keep_timestamp=keep_timestamp)
     data = {
         "replayed": 0 if dry_run else len(choice.send), "would_replay": len(choice.send), "dry_run": dry_run,
-        "left_out": {"repeated": choice.repeated, "not_ours": choice.foreign, "without_value": choice.valueless},
+        "left_out": {
+            "repeated": choice.repeated, "not_ours": choice.foreign, "without_value": choice.valueless, "user_erased": choice.erased,
+        },
         "letters": [summary(letter) for letter in choice.send],
     }  # fmt: skip
     ctx.emit(data, _replayed)
+
+
+@command.command()
+@click.argument("place", metavar="TOPIC/PARTITION/OFFSET")
+@click.option("--reason", required=True, metavar="TEXT", help="why; goes into the dead letter and the audit log")
+@dry_run_option
+@yes_option
+@common_options
+def skip(ctx: Context, place: str, reason: str, dry_run: bool, yes: bool) -> None:
+    """Order all workers not to process one record, on which they fail: it goes to the dead letters as it is.
+
+    Only for a record that the worker names when it stops ("the processing fails on this record"). The order is kept on
+    dmgin.control, so that every rebuild skips the record too, and in DATA_DIR/audit.log. TOPIC with or without the prefix.
+    """
+    from stream_dmgin.worker.skip import order_skip
+
+    with ctx.open_log() as log:
+        order, found = order_skip(log, ctx.settings, place, reason)
+        if not dry_run:
+            ctx.confirm(f"Let all workers divert {place} ({found['bytes']} bytes) unprocessed?", yes)
+            order()
+    ctx.emit(
+        {**found, "reason": reason, "dry_run": dry_run, "ordered": not dry_run},
+        lambda d: f"{place}: {'would be' if dry_run else 'is'} skipped ({d['bytes']} bytes, key {d['key']!r})",
+    )
 
 
 def _wanted(letter: DeadLetter, topic: str | None, reason: str | None, prefix: str) -> bool:

@@ -81,7 +81,7 @@ class LogSource:
     def __init__(self, log: Log, prefix: str = topics.PREFIX) -> None:
         self._log, self._prefix = log, prefix
         self._control, _, _ = read_control(log, prefix)
-        events = without_erased(read_all(log, [prefix + t for t in topics.EVENTS]), self._control)
+        events = without_ordered(read_all(log, [prefix + t for t in topics.EVENTS]), self._control)
         order = np.lexsort((events.offset, events.partition, events.topic, events.timestamp))
         self._events, self._order = events, order
         self.partitions: Sequence[int] = sorted(log.ends(prefix + topics.REQUESTS))
@@ -129,6 +129,8 @@ class LogSource:
         for i in np.lexsort((asked.offset, asked.partition, asked.timestamp)).tolist():
             if erased and int(asked.timestamp[i]) <= erased.get(asked.keys[i], -1):
                 continue
+            if (topics.REQUESTS, int(asked.partition[i]), int(asked.offset[i])) in self._control.skips:
+                continue
             try:
                 r = decode_request(asked.keys[i], asked.values[i], int(asked.timestamp[i]))
             except RecordError:
@@ -166,16 +168,19 @@ def erased_users(records: Columns, control: Control) -> dict[bytes | None, int]:
     return {k: at[d] for k in set(records.keys) if k is not None and (d := digest_of(k)) in at}
 
 
-def without_erased(events: Columns, control: Control) -> Columns:
-    """The events (topics in the order of `topics.EVENTS`) without those of erased users that their erasures take."""
+def without_ordered(events: Columns, control: Control) -> Columns:
+    """The events (topics in the order of `topics.EVENTS`) without those that erasures and skips take."""
     erased = erased_users(events, control)
-    if not erased:
+    if not erased and not control.skips:
         return events
     keep = np.ones(len(events), bool)
     for i, key in enumerate(events.keys):
+        p, offset = int(events.partition[i]), int(events.offset[i])
         if key in erased:
-            e = control.erasures.get(int(events.partition[i]), {}).get(digest_of(key or b""))
-            keep[i] = e is None or int(events.offset[i]) >= e.ends[events.topic[i]]
+            e = control.erasures.get(p, {}).get(digest_of(key or b""))
+            keep[i] = e is None or offset >= e.ends[events.topic[i]]
+        if (topics.EVENTS[events.topic[i]], p, offset) in control.skips:
+            keep[i] = False
     at = np.flatnonzero(keep)
     return Columns(
         events.topic[at], events.partition[at], events.offset[at], events.timestamp[at],

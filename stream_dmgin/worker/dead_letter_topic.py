@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from stream_dmgin import topics
+from stream_dmgin.control import Control, digest_of
 from stream_dmgin.errors import InputError, LogUnavailable
 from stream_dmgin.log.base import TP, Headers, Log
 from stream_dmgin.log.scan import scan
@@ -27,6 +28,10 @@ class DeadLetters:
         if self.topic not in log.topics():
             raise InputError(
                 f"{log.url} has no topic {self.topic}: check --log and --prefix, or create it with `topics apply`"
+            )
+        if (n := log.topics()[self.topic].partitions) > 1:
+            raise InputError(
+                f"{self.topic} has {n} partitions, but its offsets name letters: it must have one (`topics apply`)"
             )
         self.begin, self.end = log.begins(self.topic).get(0, 0), log.ends(self.topic).get(0, 0)
 
@@ -77,11 +82,12 @@ class Choice:
     send: list[DeadLetter]
     repeated: int = 0  # the same record, dead-lettered again after a crash
     foreign: int = 0  # not written by this product
+    erased: int = 0  # of users who were erased since: sent back, they would be known again
     valueless: int = 0  # too large for the dead letters: the original lies where the headers point
 
 
-def choose(letters: Iterator[DeadLetter] | list[DeadLetter], prefix: str) -> Choice:
-    """Which letters can be sent back: each original once, to topics of this prefix only."""
+def choose(letters: Iterator[DeadLetter] | list[DeadLetter], prefix: str, control: Control) -> Choice:
+    """Which letters can be sent back: each original once, to topics of this prefix only, none of users erased since."""
     choice = Choice([])
     seen: set[tuple[str, int, int]] = set()
     own = {prefix + t for t in topics.ALL if t != topics.DEAD_LETTERS}
@@ -90,12 +96,24 @@ def choose(letters: Iterator[DeadLetter] | list[DeadLetter], prefix: str) -> Cho
             choice.foreign += 1
         elif letter.left_out:
             choice.valueless += 1
+        elif _erased(letter, prefix, control):
+            choice.erased += 1
         elif letter.place in seen:
             choice.repeated += 1
         else:
             seen.add(letter.place)
             choice.send.append(letter)
     return choice
+
+
+def _erased(letter: DeadLetter, prefix: str, control: Control) -> bool:
+    """Whether the record is one that an erasure of its user takes."""
+    r = letter.original
+    e = control.erasures.get(r.partition, {}).get(digest_of(r.key)) if r.key and control.erasures else None
+    if e is None:
+        return False
+    end = e.offsets.get(r.topic.removeprefix(prefix))
+    return r.timestamp <= e.at if end is None else r.offset < end
 
 
 def summary(letter: DeadLetter) -> dict[str, Any]:

@@ -14,13 +14,14 @@ from pathlib import Path
 from rocksdict import AccessType, Options, Rdict, WriteBatch
 
 from stream_dmgin import topics
-from stream_dmgin.control import read_control
+from stream_dmgin.control import mask_skipped, read_control
 from stream_dmgin.counters.chains import SharedCounters
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.errors import LogUnavailable, RecordError
 from stream_dmgin.features.catalogue import Catalogue
 from stream_dmgin.log.base import TP, Log, Reader, Record
 from stream_dmgin.worker.health import Health
+from stream_dmgin.worker.limits import poisoned
 
 log_ = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Followed:
 
     def __init__(self, log: Log, prefix: str, directory: Path, health: Health) -> None:
         self._log, self._health = log, health
+        self._prefix = prefix
         self._counters_topic, self._items_topic = prefix + topics.COUNTERS, prefix + topics.ITEMS
         self.catalogue = Catalogue()
         self._store = _open_checkpoints(directory / "counters")
@@ -104,6 +106,7 @@ class Followed:
         if batch is None:
             return 0
         try:
+            skipped = mask_skipped(batch, self._prefix, self.control.skips) if self.control.skips else {}
             for i in range(len(batch)):
                 offset = int(batch.offset[i])
                 try:
@@ -113,10 +116,14 @@ class Followed:
                         self.control.take(batch.key(i), batch.value(i))
                     else:
                         self._items_next[int(batch.partition[i])] = offset + 1
+                        if i in skipped:
+                            raise skipped[i][1]
                         self.catalogue.fold(batch.key(i), batch.value(i))
                 except RecordError as e:
                     log_.error("%s offset %d is malformed (%s): left out", batch.topics[batch.topic[i]], offset, e)
-                    self.malformed.append((batch.record(i), e))
+                    self.malformed.append(skipped.get(i) or (batch.record(i), e))
+                except Exception as e:
+                    raise poisoned(batch, [i], e) from e
             return len(batch)
         finally:
             batch.release()

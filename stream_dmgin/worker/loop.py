@@ -17,16 +17,19 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from stream_dmgin import topics
-from stream_dmgin.errors import Fenced, LogUnavailable, RecordError
-from stream_dmgin.log.base import TP, Batch, GroupReader, Record, Writer
+from stream_dmgin.control import mask_skipped
+from stream_dmgin.errors import Fenced, LogUnavailable, RecordError, StreamDmginError
+from stream_dmgin.log.base import TP, Batch, GroupReader, Record, Writer, batch_of
 from stream_dmgin.records import decode_request, request_identity
-from stream_dmgin.state.parse import parse_events
+from stream_dmgin.state.parse import EventColumns, parse_events
 from stream_dmgin.worker.answers import Answers, Asked
 from stream_dmgin.worker.between import Between
 from stream_dmgin.worker.dead_letters import dead_letter, without_value
 from stream_dmgin.worker.health import Health
+from stream_dmgin.worker.limits import DeadLetterLimit, poisoned
 from stream_dmgin.worker.partitions import REQUESTS_ROW, Owned, Partitions
 from stream_dmgin.worker.shared import Shared
 
@@ -55,9 +58,11 @@ class Loop:
     def __init__(
         self, reader: GroupReader, writer: Writer, partitions: Partitions, shared: Shared, answers: Answers | None,
         health: Health, prefix: str, *, commit_interval_s: float, max_batch: int, max_requests: int,
+        limit: DeadLetterLimit,
     ) -> None:  # fmt: skip
         self._reader, self._writer, self._partitions = reader, writer, partitions
         self._shared, self._answers, self._health = shared, answers, health
+        self._prefix, self._limit = prefix, limit
         self._dead_topic = prefix + topics.DEAD_LETTERS
         self._requests_topic = prefix + topics.REQUESTS
         self._topics = [*partitions.names, *((self._requests_topic,) if answers is not None else ())]
@@ -119,20 +124,27 @@ class Loop:
     def _handle(self, batch: Batch) -> None:
         observe = self._health.metrics.stage.labels
         t0 = time.perf_counter()
-        columns, malformed = parse_events(batch, self._numbers)
+        skips = self._shared.control.skips
+        skipped = mask_skipped(batch, self._prefix, skips) if skips else {}
+        columns, malformed = self._parse(batch)
         t1 = time.perf_counter()
         for t, n in enumerate(np.bincount(batch.topic, minlength=len(batch.topics)).tolist()):
             self._health.metrics.records.labels(batch.topics[t]).inc(n)
         is_event = batch.topic < N_EVENT_TOPICS
         n_events = int(is_event.sum())
         if n_events:
+            self._limit.take(n_events, sum(i not in skipped for i, _ in malformed))
+            for i, error in malformed:
+                owned = self._partitions.owned.get(int(batch.partition[i]))
+                if owned is not None and int(batch.offset[i]) >= owned.diverted[int(batch.topic[i])]:
+                    self._divert(*skipped.get(i, (batch.record(i), error)))
             rows = np.flatnonzero(is_event).astype(np.int32)  # malformed ones too: the fold moves over their offsets
             of = batch.partition[rows]
             full = False
             for p in np.unique(of):
                 owned = self._partitions.owned.get(int(p))
                 if owned is not None:
-                    counted = owned.engine.fold(columns, rows[of == p])
+                    counted = self._fold(owned, batch, columns, rows[of == p])
                     self._health.step()
                     owned.dirty = True
                     self._health.metrics.events.inc(counted)
@@ -140,19 +152,37 @@ class Loop:
             self.totals.events += n_events
             if full:  # users with uncommitted events can't leave the cache
                 self._full = True
-            for i, error in malformed:
-                owned = self._partitions.owned.get(int(batch.partition[i]))
-                if owned is not None and int(batch.offset[i]) >= owned.diverted[int(batch.topic[i])]:
-                    self._divert(batch.record(i), error)
         observe("parse").observe(t1 - t0)
         observe("fold").observe(time.perf_counter() - t1)
         if n_events < len(batch) and self._answers is not None:
-            self._take_requests(batch, np.flatnonzero(~is_event))
+            self._take_requests(batch, np.flatnonzero(~is_event), skipped)
+
+    def _parse(self, batch: Batch) -> tuple[EventColumns, list[tuple[int, RecordError]]]:
+        """The columns and the malformed rows of a batch. Raises Poison, naming the record on which the parser itself fails."""
+        try:
+            return parse_events(batch, self._numbers)
+        except Exception as e:
+            for i in range(len(batch)):
+                try:
+                    parse_events(batch_of(batch.topics, [batch.record(i)]), self._numbers)
+                except Exception as alone:
+                    raise poisoned(batch, [i], alone) from e
+            raise
+
+    def _fold(self, owned: Owned, batch: Batch, columns: EventColumns, rows: NDArray[np.int32]) -> int:
+        """Fold rows of one partition. Raises Poison where the fold itself fails; the engine is of no use then."""
+        try:
+            return owned.engine.fold(columns, rows)
+        except StreamDmginError:
+            raise
+        except Exception as e:
+            raise poisoned(batch, rows.tolist(), e) from e
 
     # Requests
 
-    def _take_requests(self, batch: Batch, rows: np.ndarray) -> None:
+    def _take_requests(self, batch: Batch, rows: np.ndarray, skipped: dict[int, tuple[Record, RecordError]]) -> None:
         due: list[Asked] = []
+        good = 0
         for i in rows.tolist():
             owned = self._partitions.owned.get(int(batch.partition[i]))
             if owned is None:
@@ -160,14 +190,21 @@ class Loop:
             offset, timestamp = int(batch.offset[i]), int(batch.timestamp[i])
             owned.answered.took(offset)
             self.totals.requests += 1
-            key, value = batch.key(i), batch.value(i)
-            try:
-                request = decode_request(key, value, timestamp)
-            except RecordError as e:
-                self._reject(batch, i, owned, e)
+            if i in skipped:
+                self._reject(*skipped[i], owned)
                 continue
+            try:
+                request = decode_request(batch.key(i), batch.value(i), timestamp)
+            except RecordError as e:
+                self._limit.take(1, 1)
+                self._reject(batch.record(i), e, owned)
+                continue
+            except Exception as e:
+                raise poisoned(batch, [i], e) from e
+            good += 1
             asked = Asked(request, owned, offset, timestamp, batch.headers_of(i))
             (self._waiting if owned.restoring else due).append(asked)
+        self._limit.take(good, 0)
         if due:
             self._answer(due)
 
@@ -196,16 +233,18 @@ class Loop:
         self._append(self._partitions.scores_topic, key, value, headers, owned.partition, lambda: answered.done(offset))
         self.totals.scores += 1
 
-    def _reject(self, batch: Batch, i: int, owned: Owned, error: RecordError) -> None:
+    def _reject(self, record: Record, error: RecordError, owned: Owned) -> None:
         assert self._answers is not None
-        offset = int(batch.offset[i])
-        self._divert(batch.record(i), error)
-        identity = request_identity(batch.value(i))
+        self._divert(record, error)
+        try:
+            identity = request_identity(record.value)
+        except Exception:  # poison, skipped by an order: whoever asked gets no answer
+            identity = None
         if identity is None:
-            owned.answered.done(offset)
+            owned.answered.done(record.offset)
             return
-        key, value, headers = self._answers.rejection(identity, owned, str(error), int(batch.timestamp[i]))
-        self._send_score(key, value, headers, owned, offset)
+        key, value, headers = self._answers.rejection(identity, owned, str(error), record.timestamp)
+        self._send_score(key, value, headers, owned, record.offset)
 
     def _regulate(self) -> None:
         """Requests wait while their partition's state is behind what the log held when it was assigned; everything waits while

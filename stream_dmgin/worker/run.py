@@ -26,6 +26,7 @@ from stream_dmgin.worker.erasing import Erasing
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.http import HealthServer, free_address
 from stream_dmgin.worker.lag import LagWatcher
+from stream_dmgin.worker.limits import DeadLetterLimit
 from stream_dmgin.worker.loop import Loop
 from stream_dmgin.worker.ordered import OrderedReader
 from stream_dmgin.worker.partitions import Owned, Partitions, check_topics, read_groups
@@ -138,6 +139,7 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
             reader, writer, partitions, shared, answers, health, settings.prefix,
             commit_interval_s=settings["worker.commit_interval_s"], max_batch=settings["worker.max_batch"],
             max_requests=settings["worker.max_requests"],
+            limit=DeadLetterLimit(*(settings[f"worker.dead_letter_{x}"] for x in ("share", "count", "window"))),
         )  # fmt: skip
         part.append(loop)
         if not ordered:  # a merge by time can't hold single partitions back

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stream_dmgin import topics
-from stream_dmgin.control import Erasure, digest_of
+from stream_dmgin.control import Control, Erasure, digest_of, mask_skipped, read_control
 from stream_dmgin.errors import StoreBusy
 from stream_dmgin.log.base import Log
 from stream_dmgin.log.scan import scan
@@ -57,7 +57,9 @@ def look(engine: StateEngine, user_id: str) -> Gone:
     return Gone(*n, rows=engine.count_rows(user_id.encode()))
 
 
-def carry_out(engine: StateEngine, log: Log, prefix: str, e: Erasure, user_id: str, step: Callable[[], None]) -> Gone:
+def carry_out(
+    engine: StateEngine, log: Log, prefix: str, control: Control, e: Erasure, user_id: str, step: Callable[[], None]
+) -> Gone:
     """Take the user out of an engine in which nothing is uncommitted. The caller then commits with `mark_of(e)`.
 
     What the engine had folded of the user from the erasure's offsets on is read from the log again: it is not part of the
@@ -74,6 +76,7 @@ def carry_out(engine: StateEngine, log: Log, prefix: str, e: Erasure, user_id: s
             ranges[prefix + t, e.partition] = max(e.ends[n], first), folded[n]
     numbers = {prefix + t: n for n, t in enumerate(topics.EVENTS)}
     for batch, inside in scan(log, ranges):
+        mask_skipped(batch, prefix, control.skips)
         cols, _ = parse_events(batch, np.array([numbers[t] for t in batch.topics], np.uint8))
         mine = inside & (cols.status == 0) & (cols.user_hash == np.uint64(e.hash))
         at = [r for r in np.flatnonzero(mine).tolist() if digest_of(user_of(cols, r)) == e.digest]
@@ -106,7 +109,8 @@ def erase_stopped(stores: Stores, log: Log, e: Erasure, user_id: str) -> Gone | 
         return None
     try:
         engine.ignore(Erased([e]))
-        gone = carry_out(engine, log, stores.prefix, e, user_id, lambda: None)
+        control, _, _ = read_control(log, stores.prefix)
+        gone = carry_out(engine, log, stores.prefix, control, e, user_id, lambda: None)
         engine.commit([mark_of(e)])
         return gone
     finally:

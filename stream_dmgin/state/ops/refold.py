@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_dmgin import topics
-from stream_dmgin.control import Erasure
+from stream_dmgin.control import Control, mask_skipped
 from stream_dmgin.errors import StreamDmginError
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import Log
@@ -40,13 +40,13 @@ class Refold:
     """Reads partition `p` from the first offset to the next ones in `offsets` (full topic name -> offset)."""
 
     def __init__(
-        self, stores: Stores, log: Log, p: int, offsets: dict[str, int], groups: GroupMap, told: Told,
-        erasures: Iterable[Erasure] = (),
+        self, stores: Stores, log: Log, p: int, offsets: dict[str, int], groups: GroupMap, told: Told, control: Control,
     ) -> None:  # fmt: skip
-        """`groups`: the map to fold with; `erasures` of this partition are honoured. Raises StreamDmginError where the log
-        doesn't hold these records (any more)."""
-        self._erasures = list(erasures)
+        """`groups`: the map to fold with; the orders of `control` are honoured. Raises StreamDmginError where the log doesn't
+        hold these records (any more)."""
+        self._erasures, self._skips = list(control.erasures.get(p, {}).values()), control.skips
         self._groups, self._log, self._p, self._offsets, self._told = groups, log, p, offsets, told
+        self._prefix = stores.prefix
         self._number = {stores.prefix + t: k for k, t in enumerate(topics.EVENTS)}
         self.malformed = 0  # records of the last reading that are no events
         for topic, following in offsets.items():
@@ -93,6 +93,7 @@ class Refold:
     def _events(self) -> Iterator[tuple[EventColumns, NDArray[np.int32]]]:
         self.malformed = 0
         for batch, inside in scan(self._log, {(t, self._p): (0, end) for t, end in self._offsets.items()}):
+            mask_skipped(batch, self._prefix, self._skips)
             columns, bad = parse_events(batch, np.array([self._number[t] for t in batch.topics], np.uint8))
             self.malformed += sum(1 for i, _ in bad if inside[i])
             yield columns, np.flatnonzero(inside & (columns.status == 0)).astype(np.int32)

@@ -111,7 +111,7 @@ def _partition(
     limit = KEYS - 1 if share >= 1 else int(share * KEYS)  # users with a key up to this one are checked
     passes = max(1, -(-int(np.count_nonzero(keys <= np.uint64(limit))) // USERS_A_PASS))
     orders = control.erasures.get(p, {})
-    refold = Refold(stores, log, p, offsets, engine.groups, told(p, passes * sum(offsets.values())), orders.values())
+    refold = Refold(stores, log, p, offsets, engine.groups, told(p, passes * sum(offsets.values())), control)
     waiting = pending(engine, orders.values())
     erasing = {u for u in names if digest_of(u.encode()) in waiting} if waiting else set()
     report.erasing += len(erasing)
