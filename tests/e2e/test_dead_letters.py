@@ -85,7 +85,7 @@ def test_show_gives_everything_back(url: str, capsys: pytest.CaptureFixture[str]
 def test_replay_sends_each_original_once(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, d = run(capsys, "dead-letters", "replay", "--all", "--dry-run", "--log", url, "-o", "json")
     assert code == 0 and d["would_replay"] == 3 and d["replayed"] == 0
-    assert d["left_out"] == {"repeated": 1, "not_ours": 1, "without_value": 1}
+    assert d["left_out"] == {"repeated": 1, "not_ours": 1, "without_value": 1, "user_erased": 0}
     assert records(url, "dmgin.clicks") == []
     code, d = run(capsys, "dead-letters", "replay", "--all", "--yes", "--log", url, "-o", "json")
     assert code == 0 and d["replayed"] == 3
