@@ -35,6 +35,8 @@ from stream_dmgin.state.parse import EventColumns
 from stream_dmgin.state.store import open_store, write_options
 
 SIDE = b"x"  # prefix of the rows that callers keep in the store
+USER_BYTES = 2000  # about what a user takes, until there are some
+ROWS_AT_LEAST = 256
 _CLICK, _ORDER, _ENGAGEMENT = 1, 2, 4
 _METRIC_BITS = {"click": _CLICK, "payment": _ORDER, "weak": _ENGAGEMENT, "strong": _ENGAGEMENT}
 _OFFSETS = struct.Struct("<5q")  # next offsets of the three event topics, users, epoch of the group map
@@ -298,6 +300,19 @@ class StateEngine:
     def pressure(self) -> float:
         """Memory of cached users over the cap: above 1 a commit is due, since uncommitted users can't be evicted."""
         return (self.cached_bytes() + int(self._mem.S.M[at_.M_DTOP]) * at_.DW * 8) / self.cache_bytes
+
+    def room(self) -> int:
+        """How many events may be folded before `pressure` should be looked at: their users, loaded, would fill half of what
+        is left under the cap."""
+        users = int(self._mem.S.M[at_.M_USERS_CACHED])
+        used = self.cached_bytes()
+        each = max(used // users, USER_BYTES) if users else USER_BYTES
+        return max(ROWS_AT_LEAST, (self.cache_bytes - used) // (2 * each))
+
+    def evict(self) -> int:
+        """Let committed users that were longest without an event or a read leave until the cache is a fifth under its cap, if it
+        is over it; how many went. `commit` does that by itself; between commits it makes room without writing."""
+        return self._evict() if self.pressure > 1 and self._db is not None else 0
 
     # --- groups, side rows, end ---------------------------------------------------------------------------------------
 

@@ -110,7 +110,9 @@ class Erasing:
 
     def _apply(self, o: Owned, e: Erasure, user: bytes) -> None:
         self._commit(o, ())
-        gone = carry_out(o.engine, self._log, self._prefix, self._control, e, user.decode(), self._health.progress)
+        gone = carry_out(
+            o.engine, self._log, self._prefix, e, user.decode(), self._health.progress, self._control.skips
+        )
         self._commit(o, [mark_of(e)])
         self._forget(user)
         self._say(e, gone)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from stream_dmgin import topics
-from stream_dmgin.control import Erasure, digest_of
+from stream_dmgin.control import Erasure, Place, digest_of, mask_skipped
 from stream_dmgin.errors import StoreBusy, StreamDmginError
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import TP, Log, Reader
@@ -48,13 +48,13 @@ class Build(threading.Thread):
 
     def __init__(
         self, open_log: Callable[[], Log], prefix: str, directory: Path, partition: int, groups: GroupMap, maps: Maps,
-        unmarked: str, cache_bytes: int, goal: Mapping[int, int], orders: tuple[Erasure, ...],
+        unmarked: str, cache_bytes: int, goal: Mapping[int, int], orders: tuple[Erasure, ...], skips: Mapping[Place, str],
     ) -> None:  # fmt: skip
         super().__init__(name=f"regroup-{partition}", daemon=True)
         self._open_log, self._directory, self._maps, self._unmarked = open_log, directory, maps, unmarked
         self._cache_bytes = cache_bytes
         self.partition, self.groups = partition, groups
-        self._prefix, self.goal, self.orders = prefix, goal, orders
+        self._prefix, self.goal, self.orders, self._skips = prefix, goal, orders, skips
         self.obeyed: tuple[Erasure, ...] | None = None  # the orders that the store has in it
         self._names = tuple(prefix + t for t in topics.EVENTS)
         self._numbers = np.arange(len(topics.EVENTS), dtype=np.uint8)
@@ -143,7 +143,7 @@ class Build(threading.Thread):
             found, after = engine.find(lambda user: digest_of(user) in wanted, after)
             for user in found:
                 order = wanted[digest_of(user)]
-                carry_out(engine, log, self._prefix, order, user.decode(), lambda: None)
+                carry_out(engine, log, self._prefix, order, user.decode(), lambda: None, self._skips)
         engine.commit([mark_of(e) for e in wanted.values()])
         self.obeyed = orders
 
@@ -180,6 +180,7 @@ class Build(threading.Thread):
                 continue
             try:
                 limit = np.array([self.goal[t] for t in range(len(self._names))], np.int64)
+                mask_skipped(batch, self._prefix, self._skips)
                 columns, _ = parse_events(batch, self._numbers)  # malformed: the serving side has diverted them
                 engine.fold(columns, np.flatnonzero(batch.offset < limit[batch.topic]).astype(np.int32))
                 for t, name in enumerate(self._names):

@@ -167,6 +167,7 @@ class Regroup:
                 self._build = Build(
                     lambda: open_log(self._settings.log, self._settings.kafka), self._settings.prefix, p.directory, o.partition,
                     groups, p.maps, p.unmarked, p.cache_bytes, o.engine.offsets, self._orders(o.partition),
+                    self._control.skips,
                 )  # fmt: skip
                 self._build.start()
                 return

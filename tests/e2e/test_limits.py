@@ -10,6 +10,7 @@ import pytest
 
 from stream_dmgin import control
 from stream_dmgin.cli.main import main
+from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import Batch, open_log
 from stream_dmgin.log.murmur2 import partition_of
 from stream_dmgin.settings import Settings
@@ -189,6 +190,8 @@ def test_verify_reads_the_orders_of_the_log(settings: Settings) -> None:
     with open_log(settings.log) as log:
         offsets = {"dmgin.clicks": 1}
         found.skips = {("clicks", p, 0): "x"}
-        again, counted = Refold(stores, log, p, offsets, stores.groups, lambda n: None, found).fold(0, 0, (1 << 64) - 1)
+        again, counted = Refold(stores, log, p, offsets, GroupMap.empty(), lambda n: None, found).fold(
+            0, 0, (1 << 64) - 1
+        )
         again.close()
         assert counted == 0

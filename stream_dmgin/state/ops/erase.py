@@ -7,14 +7,14 @@ carry it out whenever they meet it, and mark that they have; a crash in between 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from stream_dmgin import topics
-from stream_dmgin.control import Control, Erasure, digest_of, mask_skipped, read_control
+from stream_dmgin.control import Erasure, Place, digest_of, mask_skipped, read_control
 from stream_dmgin.errors import StoreBusy
 from stream_dmgin.log.base import Log
 from stream_dmgin.log.scan import scan
@@ -58,8 +58,9 @@ def look(engine: StateEngine, user_id: str) -> Gone:
 
 
 def carry_out(
-    engine: StateEngine, log: Log, prefix: str, control: Control, e: Erasure, user_id: str, step: Callable[[], None]
-) -> Gone:
+    engine: StateEngine, log: Log, prefix: str, e: Erasure, user_id: str, step: Callable[[], None],
+    skips: Mapping[Place, str],
+) -> Gone:  # fmt: skip
     """Take the user out of an engine in which nothing is uncommitted. The caller then commits with `mark_of(e)`.
 
     What the engine had folded of the user from the erasure's offsets on is read from the log again: it is not part of the
@@ -76,7 +77,7 @@ def carry_out(
             ranges[prefix + t, e.partition] = max(e.ends[n], first), folded[n]
     numbers = {prefix + t: n for n, t in enumerate(topics.EVENTS)}
     for batch, inside in scan(log, ranges):
-        mask_skipped(batch, prefix, control.skips)
+        mask_skipped(batch, prefix, skips)
         cols, _ = parse_events(batch, np.array([numbers[t] for t in batch.topics], np.uint8))
         mine = inside & (cols.status == 0) & (cols.user_hash == np.uint64(e.hash))
         at = [r for r in np.flatnonzero(mine).tolist() if digest_of(user_of(cols, r)) == e.digest]
@@ -110,7 +111,7 @@ def erase_stopped(stores: Stores, log: Log, e: Erasure, user_id: str) -> Gone | 
     try:
         engine.ignore(Erased([e]))
         control, _, _ = read_control(log, stores.prefix)
-        gone = carry_out(engine, log, stores.prefix, control, e, user_id, lambda: None)
+        gone = carry_out(engine, log, stores.prefix, e, user_id, lambda: None, control.skips)
         engine.commit([mark_of(e)])
         return gone
     finally:
