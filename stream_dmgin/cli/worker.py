@@ -19,9 +19,15 @@ from stream_dmgin.cli.common import Context, common_options, setting_flags
 @click.option(
     "--ordered", is_flag=True, help="with --until-end: in the order of record timestamps, for an imported backlog"
 )
+@click.option(
+    "--exactly-once",
+    is_flag=True,
+    default=None,
+    help="scores and dead letters in Kafka transactions: consumers see each once",
+)
 @click.option("--http", metavar="HOST:PORT", help="health and metrics, or `off` [default: 127.0.0.1:8088]")
 @common_options
-@setting_flags(groups="worker.groups", model="worker.model", http="worker.http")
+@setting_flags(groups="worker.groups", model="worker.model", http="worker.http", exactly_once="worker.exactly_once")
 def command(
     ctx: Context,
     groups: str | None,
@@ -29,6 +35,7 @@ def command(
     no_score: bool,
     until_end: bool,
     ordered: bool,
+    exactly_once: bool | None,
     http: str | None,
 ) -> None:
     """Fold events into state and answer score requests, until SIGTERM.

@@ -177,7 +177,11 @@ class GroupReader(Reader, Protocol):
         refused because this member lost its membership."""
 
     def committed(self, partitions: Iterable[TP]) -> dict[TP, int]:
-        """What the group last committed; -1 where it never did. May be called from inside the listener. Blocks briefly."""
+        """What the group last committed; -1 where it never did. May be called from inside the listener. Blocks briefly, or
+        until a transaction that another member left open has ended."""
+
+    def group_metadata(self) -> bytes:
+        """Who this member is, for `Transactions.commit`."""
 
 
 Delivered = Callable[[BaseException | None, TP, int], None]  # error or None, (topic, partition), offset
@@ -201,6 +205,19 @@ class Writer(Protocol):
 
     def close(self) -> None:
         """Flush and close."""
+
+
+class Transactions(Writer, Protocol):
+    """A writer whose records appear together with a group's offsets, or not at all."""
+
+    open: bool  # something was appended since the last commit
+
+    def commit(self, offsets: Mapping[TP, int], group_metadata: bytes) -> None:
+        """End the transaction with these offsets of the group whose member `GroupReader.group_metadata` tells. Blocks. Raises
+        Fenced when the broker refuses it (the membership or the transaction is lost): nothing of it will ever be seen."""
+
+    def abort(self) -> None:
+        """Take back what was appended."""
 
 
 class Log(Protocol):
@@ -243,6 +260,9 @@ class Log(Protocol):
 
     def writer(self, **tuning: Any) -> Writer:
         """A writer. Tuning: `linger_ms` (default 5)."""
+
+    def transactions(self, transactional_id: str) -> Transactions:
+        """A transactional writer; a new one with the same id ends the older one's. Raises UsageError where the log has none."""
 
     def close(self) -> None:
         """Close what this connection opened."""

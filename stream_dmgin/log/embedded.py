@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from stream_dmgin.errors import ConfigError, FormatError, LogUnavailable, UsageError
 from stream_dmgin.log import frames
-from stream_dmgin.log.base import GroupListener, TopicInfo
+from stream_dmgin.log.base import GroupListener, TopicInfo, Transactions
 from stream_dmgin.log.embedded_files import TopicFiles, locked, make_topic, read_info, write_info, write_json
 from stream_dmgin.log.embedded_reader import FRAME_MAX, EmbeddedGroupReader, EmbeddedReader
 from stream_dmgin.log.embedded_writer import EmbeddedWriter
@@ -112,6 +112,10 @@ class EmbeddedLog:
     def writer(self, **tuning: Any) -> EmbeddedWriter:
         """See base.Log."""
         return EmbeddedWriter(self._files, **tuning)
+
+    def transactions(self, transactional_id: str) -> Transactions:
+        """See base.Log: there are none here."""
+        raise UsageError("the embedded log has no transactions: --exactly-once needs --log kafka://HOST:PORT")
 
     def close(self) -> None:
         """Close the files. Readers and writers must be closed before."""

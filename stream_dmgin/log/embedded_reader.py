@@ -197,6 +197,10 @@ class EmbeddedGroupReader(EmbeddedReader):
     def confirm(self) -> None:
         """See base.GroupReader: the lock can't be lost."""
 
+    def group_metadata(self) -> bytes:
+        """See base.GroupReader: no transactions here."""
+        return b""
+
     def rejoin(self) -> None:
         """See base.GroupReader: never fenced."""
 

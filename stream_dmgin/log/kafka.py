@@ -25,6 +25,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it does, un
 from stream_dmgin.errors import ConfigError, LogUnavailable, UsageError
 from stream_dmgin.log.base import GroupListener, TopicInfo
 from stream_dmgin.log.kafka_reader import KafkaGroupReader, KafkaReader
+from stream_dmgin.log.kafka_transactions import KafkaTransactions
 from stream_dmgin.log.kafka_writer import KafkaWriter, LibraryLog
 
 T = TypeVar("T")
@@ -51,6 +52,7 @@ WRITER_ONLY = (
     "message.timeout.ms",
     "enable.idempotence",
     "queue.buffering.",
+    "transaction.",
 )
 READER_ONLY = (
     "fetch.", "queued.", "session.timeout.ms", "heartbeat.interval.ms", "max.poll.interval.ms", "partition.assignment.strategy",
@@ -174,6 +176,11 @@ class KafkaLog:
         """See base.Log."""
         settings = {k: v for k, v in self._settings.items() if not k.startswith(READER_ONLY)}
         return KafkaWriter(settings, self._limit, **tuning)
+
+    def transactions(self, transactional_id: str) -> KafkaTransactions:
+        """See base.Log."""
+        settings = {k: v for k, v in self._settings.items() if not k.startswith(READER_ONLY)}
+        return KafkaTransactions(settings, self._limit, transactional_id)
 
     def close(self) -> None:
         """Nothing to wait for: librdkafka ends with the object."""

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 CLOSE_S = 5.0
 _ABANDONED: list[Any] = []  # callbacks of handles that are still going down
-COMMITTED_MS = 10_000
+COMMITTED_S = 30.0  # as long as a dead member's transaction may stay open
 MEMBER_S = 2.0  # for the group's word that this member still belongs to it
 
 
@@ -379,16 +379,39 @@ class KafkaGroupReader(KafkaReader):
                 self._on_commit(0, code, None, self._epoch)
 
     def committed(self, partitions: Iterable[TP]) -> dict[TP, int]:
-        """See base.GroupReader. Raises LogUnavailable after 10 s without an answer."""
-        return self._committed(partitions, COMMITTED_MS)
+        """See base.GroupReader. Raises LogUnavailable after 30 s without an answer."""
+        return self._committed(list(partitions), COMMITTED_S)
 
-    def _committed(self, partitions: Iterable[TP], milliseconds: int) -> dict[TP, int]:
+    def _committed(self, partitions: list[TP], seconds: float) -> dict[TP, int]:
+        end = time.monotonic() + seconds
+        unstable: set[int] = set()
+
         def ask(parts: Any) -> dict[TP, int]:
-            self._check(self._lib.committed(self._rk, parts, milliseconds), "asking for the group's offsets")
-            return {tp: max(-1, offset) for tp, offset, _ in rdkafka.read_list(parts)}
+            left = max(1, round((end - time.monotonic()) * 1000))
+            self._check(self._lib.committed(self._rk, parts, left), "asking for the group's offsets")
+            found = rdkafka.read_list(parts)
+            unstable.clear()
+            unstable.update(error for _, _, error in found if error)
+            return {tp: max(-1, offset) for tp, offset, _ in found}
 
-        found: dict[TP, int] = self._with_list(list(partitions), ask)
-        return found
+        while True:
+            answer: dict[TP, int] = self._with_list(partitions, ask)
+            if not unstable:
+                return answer
+            if time.monotonic() > end:  # what is in doubt must not pass for "never committed"
+                self._check(min(unstable), "asking for the group's offsets")
+            time.sleep(0.05)
+
+    def group_metadata(self) -> bytes:
+        """See base.GroupReader: what confluent-kafka's producers take as the metadata of a consumer."""
+        group = self._lib.consumer_group_metadata(self._rk)
+        buffer, size = C.c_void_p(), C.c_size_t()
+        error = self._lib.consumer_group_metadata_write(group, C.byref(buffer), C.byref(size))
+        self._lib.consumer_group_metadata_destroy(group)
+        self._check_error(error, "telling the group's metadata")
+        out = C.string_at(buffer.value or 0, size.value)
+        self._lib.mem_free(None, buffer)
+        return out
 
     def close(self) -> None:
         """Revoke (through the listener), leave the group, close."""
@@ -482,7 +505,7 @@ class KafkaGroupReader(KafkaReader):
         told = rdkafka.CommitCb(lambda rk, code, parts, opaque: answer.append(code))
         queue = self._lib.queue_new(self._rk)
         try:
-            offset = max(0, self._committed([tp], round(MEMBER_S * 1000))[tp])
+            offset = max(0, self._committed([tp], MEMBER_S)[tp])
             self._with_list({tp: offset}, lambda p: self._lib.commit_queue(self._rk, p, queue, told, None))
             end = time.monotonic() + MEMBER_S
             while not answer and time.monotonic() < end:

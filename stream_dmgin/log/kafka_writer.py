@@ -47,7 +47,11 @@ class KafkaWriter:
             "queue.buffering.max.messages": 500_000, "queue.buffering.max.kbytes": 131_072, "reconnect.backoff.max.ms": 1000,
             "socket.nagle.disable": True,
         }  # fmt: skip
-        self._producer = Producer({**base, **settings, "on_delivery": self._done}, logger=LibraryLog(logger))
+        self._conf = {**base, **settings, "on_delivery": self._done}
+        self._producer = self._make()
+
+    def _make(self) -> Producer:
+        return Producer(self._conf, logger=LibraryLog(logger))
 
     def append(
         self, topic: str, key: bytes | None, value: bytes | None, *, timestamp: int | None = None,

@@ -94,6 +94,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "error_destroy": (None, [C.c_void_p]),
     "pause_partitions": (C.c_int, [C.c_void_p, P_LIST]),
     "resume_partitions": (C.c_int, [C.c_void_p, P_LIST]),
+    "consumer_group_metadata": (C.c_void_p, [C.c_void_p]),
+    "consumer_group_metadata_write": (C.c_void_p, [C.c_void_p, C.POINTER(C.c_void_p), C.POINTER(C.c_size_t)]),
+    "consumer_group_metadata_destroy": (None, [C.c_void_p]),
+    "mem_free": (None, [C.c_void_p, C.c_void_p]),
     "committed": (C.c_int, [C.c_void_p, P_LIST, C.c_int]),
     "position": (C.c_int, [C.c_void_p, P_LIST]),
     "query_watermark_offsets": (

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from stream_dmgin import topics
 from stream_dmgin.control import mask_skipped
 from stream_dmgin.errors import Fenced, LogUnavailable, RecordError, StreamDmginError
-from stream_dmgin.log.base import TP, Batch, GroupReader, Record, Writer, batch_of
+from stream_dmgin.log.base import TP, Batch, GroupReader, Headers, Record, Writer, batch_of
 from stream_dmgin.records import decode_request, request_identity
 from stream_dmgin.state.parse import EventColumns, parse_events
 from stream_dmgin.worker.answers import Answers, Asked
 from stream_dmgin.worker.between import Between
 from stream_dmgin.worker.dead_letters import dead_letter, without_value
+from stream_dmgin.worker.delivery import Delivery
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.limits import DeadLetterLimit, poisoned
 from stream_dmgin.worker.partitions import REQUESTS_ROW, Owned, Partitions
@@ -52,15 +53,24 @@ class Totals:
     dead_letters: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A malformed request on its way to the dead letters."""
+
+    record: Record
+    owned: Owned
+    error: RecordError
+
+
 class Loop:
     """One worker's data path. One thread calls everything."""
 
     def __init__(
         self, reader: GroupReader, writer: Writer, partitions: Partitions, shared: Shared, answers: Answers | None,
-        health: Health, prefix: str, *, commit_interval_s: float, max_batch: int, max_requests: int,
+        health: Health, prefix: str, delivery: Delivery, *, commit_interval_s: float, max_batch: int, max_requests: int,
         limit: DeadLetterLimit,
     ) -> None:  # fmt: skip
-        self._reader, self._writer, self._partitions = reader, writer, partitions
+        self._reader, self._writer, self._partitions, self._delivery = reader, writer, partitions, delivery
         self._shared, self._answers, self._health = shared, answers, health
         self._prefix, self._limit = prefix, limit
         self._dead_topic = prefix + topics.DEAD_LETTERS
@@ -68,12 +78,9 @@ class Loop:
         self._topics = [*partitions.names, *((self._requests_topic,) if answers is not None else ())]
         self._interval, self._max_batch, self._max_requests = commit_interval_s, max_batch, max_requests
         self._numbers = np.array([*range(N_EVENT_TOPICS), 255], np.uint8)
-        self._waiting: list[Asked] = []  # requests of partitions whose state is not fresh yet
+        self._waiting: list[Asked | Rejected] = []  # requests of partitions whose state is not fresh yet
         self._paused: set[TP] = set()
         self._generation = 0  # of the assignment that `_paused` belongs to
-        self._undelivered = 0  # dead letters and answers handed to the writer, not durable yet
-        self._dead_undelivered = 0
-        self._failed: BaseException | None = None
         self._due: dict[int, float] = {}  # partition -> when it is to be committed next
         self._full = False  # a cache is over its cap
         self._last_report = time.monotonic()
@@ -112,8 +119,9 @@ class Loop:
         if self._shared.malformed and DIVERTING_PARTITION in self._partitions.owned:
             self._divert_shared(self._partitions.owned[DIVERTING_PARTITION])
         self._writer.poll()
-        self._check_writes()
+        self._check_increments()
         now = time.monotonic()
+        self._delivery.turn(now)
         self._commit_due(now)
         self.between.run()
         if now - self._last_report >= REPORT_S:
@@ -181,7 +189,7 @@ class Loop:
     # Requests
 
     def _take_requests(self, batch: Batch, rows: np.ndarray, skipped: dict[int, tuple[Record, RecordError]]) -> None:
-        due: list[Asked] = []
+        due: list[Asked | Rejected] = []
         good = 0
         for i in rows.tolist():
             owned = self._partitions.owned.get(int(batch.partition[i]))
@@ -190,23 +198,31 @@ class Loop:
             offset, timestamp = int(batch.offset[i]), int(batch.timestamp[i])
             owned.answered.took(offset)
             self.totals.requests += 1
-            if i in skipped:
-                self._reject(*skipped[i], owned)
-                continue
+            asked: Asked | Rejected
             try:
-                request = decode_request(batch.key(i), batch.value(i), timestamp)
+                if i in skipped:
+                    record, error = skipped[i]
+                    asked = Rejected(record, owned, error)
+                else:
+                    request = decode_request(batch.key(i), batch.value(i), timestamp)
+                    asked = Asked(request, owned, offset, timestamp, batch.headers_of(i))
+                    good += 1
             except RecordError as e:
                 self._limit.take(1, 1)
-                self._reject(batch.record(i), e, owned)
-                continue
+                asked = Rejected(batch.record(i), owned, e)
             except Exception as e:
                 raise poisoned(batch, [i], e) from e
-            good += 1
-            asked = Asked(request, owned, offset, timestamp, batch.headers_of(i))
+            # Rejections wait as well: what the group is told as answered has no holes
             (self._waiting if owned.restoring else due).append(asked)
         self._limit.take(good, 0)
         if due:
-            self._answer(due)
+            self._answer_all(due)
+
+    def _answer_all(self, asked: Sequence[Asked | Rejected]) -> None:
+        for a in asked:
+            if isinstance(a, Rejected):
+                self._reject(a)
+        self._answer([a for a in asked if isinstance(a, Asked)])
 
     def _answer(self, asked: list[Asked]) -> None:
         assert self._answers is not None
@@ -225,26 +241,27 @@ class Loop:
                         *self._answers.rejection(identity, a.owned, str(e), a.timestamp), a.owned, a.offset
                     )
 
-    def _send_score(
-        self, key: bytes, value: bytes, headers: tuple[tuple[str, bytes], ...], owned: Owned, offset: int
-    ) -> None:
+    def _send_score(self, key: bytes, value: bytes, headers: Headers, owned: Owned, offset: int) -> None:
         answered = owned.answered
         # The answer goes to the request's own partition number: scores are co-partitioned with requests.
-        self._append(self._partitions.scores_topic, key, value, headers, owned.partition, lambda: answered.done(offset))
+        self._delivery.send(
+            self._partitions.scores_topic, key, value, headers, owned.partition, None, lambda: answered.done(offset)
+        )
         self.totals.scores += 1
 
-    def _reject(self, record: Record, error: RecordError, owned: Owned) -> None:
+    def _reject(self, r: Rejected) -> None:
         assert self._answers is not None
-        self._divert(record, error)
+        self._reader.confirm()
+        self._divert(r.record, r.error)
         try:
-            identity = request_identity(record.value)
+            identity = request_identity(r.record.value)
         except Exception:  # poison, skipped by an order: whoever asked gets no answer
             identity = None
         if identity is None:
-            owned.answered.done(record.offset)
+            r.owned.answered.done(r.record.offset)
             return
-        key, value, headers = self._answers.rejection(identity, owned, str(error), record.timestamp)
-        self._send_score(key, value, headers, owned, record.offset)
+        key, value, headers = self._answers.rejection(identity, r.owned, str(r.error), r.record.timestamp)
+        self._send_score(key, value, headers, r.owned, r.record.offset)
 
     def _regulate(self) -> None:
         """Requests wait while their partition's state is behind what the log held when it was assigned; everything waits while
@@ -263,14 +280,14 @@ class Loop:
         if ready := {tp for tp in self._paused - want if tp[1] in owned}:
             self._reader.resume(ready)
         self._paused = want
-        still: list[Asked] = []
-        due: list[Asked] = []
+        still: list[Asked | Rejected] = []
+        due: list[Asked | Rejected] = []
         for a in self._waiting:
             if owned.get(a.owned.partition) is a.owned:
                 (still if a.owned.restoring else due).append(a)
         self._waiting = still
         if due:
-            self._answer(due)
+            self._answer_all(due)
 
     # Out
 
@@ -293,32 +310,12 @@ class Loop:
         self._health.metrics.dead_letters.labels(error.reason).inc()
         log_.debug("dead letter: %s/%d offset %d: %s", record.topic, record.partition, record.offset, error)
 
-        def durable() -> None:
-            self._dead_undelivered -= 1
-
-        self._dead_undelivered += 1
         try:
-            self._append(self._dead_topic, d.key, d.value, d.headers, None, durable, timestamp=d.timestamp)
+            self._delivery.send(self._dead_topic, d.key, d.value, d.headers, None, d.timestamp, None)
         except RecordError as e:  # its own topic took it, but with the headers it is too large for this one
             log_.error("a dead letter goes without its value, which stays at the offset in its headers: %s", e)
             d = without_value(record, error)
-            self._append(self._dead_topic, d.key, d.value, d.headers, None, durable, timestamp=d.timestamp)
-
-    def _append(
-        self, topic: str, key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes], ...], partition: int | None,
-        done: Callable[[], None] | None, timestamp: int | None = None,
-    ) -> None:  # fmt: skip
-        def delivered(error: BaseException | None, tp: TP, offset: int) -> None:
-            self._undelivered -= 1
-            if error is not None:
-                self._failed = error
-            elif done is not None:
-                done()
-
-        self._writer.append(
-            topic, key, value, headers=headers, partition=partition, timestamp=timestamp, on_delivery=delivered
-        )
-        self._undelivered += 1
+            self._delivery.send(self._dead_topic, d.key, d.value, d.headers, None, d.timestamp, None)
 
     # Commit
 
@@ -349,33 +346,39 @@ class Loop:
             if o.dirty or o.answered.safe != o.saved_requests:
                 self.commit_one(o)
                 self._health.step()
-                done |= self.offsets_of(o)
+                done |= self._told(o, o.saved_requests)
         if done:
-            self._reader.commit(done)
+            self._delivery.tell(done)
             self._health.metrics.commits.inc()
             self._health.metrics.stage.labels("commit").observe(time.perf_counter() - t0)
         self._health.metrics.commit_time.set(time.time())
 
+    def end(self) -> None:
+        """The last commit. A member that was fenced meanwhile leaves it to the next owner. Raises LogUnavailable."""
+        try:
+            self.commit()
+            self.settle()
+        except Fenced as e:
+            log_.warning("%s: nothing more is written", e)
+            self._partitions.lost_all()
+
     def settle(self) -> None:
-        """Wait until every answer and dead letter handed out is durable. Raises LogUnavailable."""
-        if self._undelivered:
-            self._writer.flush()
-        self._check_writes()
+        """Wait until every answer and dead letter handed out is durable. Raises LogUnavailable, Fenced."""
+        self._delivery.settle()
 
     def flush(self) -> None:
-        """Wait until everything handed out, increments of counters included, is durable. Raises LogUnavailable."""
+        """Wait until everything handed out, increments of counters included, is durable. Raises LogUnavailable, Fenced."""
+        self._delivery.settle()
         self._writer.flush()
-        self._check_writes()
+        self._check_increments()
 
-    def _check_writes(self) -> None:
-        failed = self._failed or self._shared.failure
-        if failed is not None:
-            raise LogUnavailable(f"a record could not be written to the log: {failed}")
+    def _check_increments(self) -> None:
+        if self._shared.failure is not None:
+            raise LogUnavailable(f"a record could not be written to the log: {self._shared.failure}")
 
     def commit_one(self, o: Owned, rows: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """One partition: state, offsets, answered requests and outgoing increments in one write batch."""
-        if self._dead_undelivered:  # the offsets committed below say that they are taken care of
-            self.settle()
+        self._delivery.before_commit()
         self._reader.confirm()
         safe = o.answered.safe
         puts, deletes = self._shared.outgoing(o)
@@ -389,21 +392,37 @@ class Loop:
         done: dict[TP, int] = {}
         for o in partitions:
             self.commit_one(o)
-            done |= self.offsets_of(o)
+            done |= self._told(o, o.saved_requests)
         if done:
-            self._reader.commit(done)
+            self._delivery.tell(done)
         self.flush()  # increments: the next owner goes on where the counters say
         for o in partitions:
             if rows := self._shared.delivered(o):
                 o.engine.commit((), rows)
 
+    def lost(self) -> None:
+        """Partitions were lost. Raises Fenced where others are hurt by it."""
+        self._delivery.lost()
+
+    def done(self) -> dict[TP, int]:
+        """What the group may be told of everything owned, once all that was sent is durable."""
+        return {tp: n for o in self._partitions.owned.values() for tp, n in self._told(o, o.answered.safe).items()}
+
     def offsets_of(self, o: Owned) -> dict[TP, int]:
-        """What the group is told, for its lag displays: the store's own offsets decide."""
-        names = self._partitions.names
+        """Next offsets that the store has, of the topics that this worker reads."""
         offsets = o.engine.offsets
-        out = {(t, o.partition): offsets[n] for t, n in names.items()}
+        out = {(t, o.partition): offsets[n] for t, n in self._partitions.names.items()}
         if self._answers is not None:
             out[self._requests_topic, o.partition] = o.saved_requests
+        return out
+
+    def _told(self, o: Owned, answered: int) -> dict[TP, int]:
+        """What the group is told: what is answered and dead-lettered, by whomever. A store that folds again what others have
+        folded before must not take that back."""
+        offsets = o.engine.offsets
+        out = {(t, o.partition): max(offsets[n], o.diverted[n]) for t, n in self._partitions.names.items()}
+        if self._answers is not None:
+            out[self._requests_topic, o.partition] = answered
         return out
 
     def _report(self, now: float) -> None:

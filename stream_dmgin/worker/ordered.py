@@ -123,6 +123,10 @@ class OrderedReader:
         """See GroupReader."""
         self._inner.confirm()
 
+    def group_metadata(self) -> bytes:
+        """See GroupReader."""
+        return self._inner.group_metadata()
+
     def rejoin(self) -> None:
         """See GroupReader."""
         self._buffers.clear()

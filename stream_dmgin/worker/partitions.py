@@ -88,9 +88,11 @@ class Partitions:
     def __init__(
         self, log: Log, prefix: str, state_dir: Path, groups: GroupMap, health: Health, *, cache_mb: int, score: bool,
         before_open: Callable[[], None], on_open: Callable[[Owned], None], release: Callable[[Sequence[Owned]], None],
+        on_lost: Callable[[], None],
     ) -> None:  # fmt: skip
         self._log, self._prefix, self._dir, self._groups, self._health = log, prefix, state_dir, groups, health
-        self._score, self._before_open, self._on_open, self._release = score, before_open, on_open, release
+        self._score, self._before_open, self._on_open = score, before_open, on_open
+        self._release, self._on_lost = release, on_lost
         self.names = {prefix + t: n for n, t in enumerate(topics.EVENTS)}
         self.requests_topic, self.scores_topic = prefix + topics.REQUESTS, prefix + topics.SCORES
         self.maps = Maps(state_dir)
@@ -282,7 +284,8 @@ class Partitions:
             Answered(max(int.from_bytes(row, "big") if row else 0, committed.get((self.requests_topic, p), -1), 0)),
             {n: ends[t][p] for t, n in self.names.items()},
             lambda n: self.ended(self._prefix + topics.EVENTS[n], p),
-            {n: committed.get((t, p), -1) for t, n in self.names.items()},
+            # beyond the end: told of another log, before the topics were created anew
+            {n: c if (c := committed.get((t, p), -1)) <= ends[t][p] else -1 for t, n in self.names.items()},
         )
         o.restoring = self.wait_for_state
         self._on_open(o)

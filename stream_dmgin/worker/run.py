@@ -21,6 +21,7 @@ from stream_dmgin.scoring.tower_cache import TowerCache
 from stream_dmgin.settings import Settings
 from stream_dmgin.worker.admin import Admin
 from stream_dmgin.worker.answers import FLOOR, Answers
+from stream_dmgin.worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from stream_dmgin.worker.disk import Disk
 from stream_dmgin.worker.erasing import Erasing
 from stream_dmgin.worker.health import Health
@@ -30,6 +31,7 @@ from stream_dmgin.worker.limits import DeadLetterLimit
 from stream_dmgin.worker.loop import Loop
 from stream_dmgin.worker.ordered import OrderedReader
 from stream_dmgin.worker.partitions import Owned, Partitions, check_topics, read_groups
+from stream_dmgin.worker.place import place
 from stream_dmgin.worker.regroup import Regroup
 from stream_dmgin.worker.releases import Releases, ScorersByMap
 from stream_dmgin.worker.shared import Shared
@@ -121,7 +123,7 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         partitions = Partitions(
             log, settings.prefix, settings.data_dir / "state", groups, health, cache_mb=settings["worker.cache_mb"], score=score,
             on_open=opened, before_open=shared.catch_up_counters,
-            release=lambda released: part[0].release(released),  # noqa: PLW0108 - the loop comes later
+            release=lambda released: part[0].release(released), on_lost=lambda: part[0].lost(),  # noqa: PLW0108 - the loop comes later
         )  # fmt: skip
         stack.callback(partitions.close)
         partitions.wait_for_state = not ordered
@@ -135,8 +137,19 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
             reader = OrderedReader(reader, tuple(names), partitions)
         stack.callback(reader.close)
         stack.callback(partitions.leave)
+        delivery: Delivery
+        if settings["worker.exactly_once"]:
+            transactions = log.transactions(
+                f"{settings['worker.group']}-{stack.enter_context(place(settings.data_dir))}"
+            )
+            stack.callback(transactions.close)
+            delivery = ExactlyOnce(
+                transactions, reader, lambda: loop.done(), lambda: bool(partitions.owned), settings["worker.transaction_ms"] / 1000  # noqa: PLW0108
+            )  # fmt: skip
+        else:
+            delivery = AtLeastOnce(writer, reader)
         loop = Loop(
-            reader, writer, partitions, shared, answers, health, settings.prefix,
+            reader, writer, partitions, shared, answers, health, settings.prefix, delivery,
             commit_interval_s=settings["worker.commit_interval_s"], max_batch=settings["worker.max_batch"],
             max_requests=settings["worker.max_requests"],
             limit=DeadLetterLimit(*(settings[f"worker.dead_letter_{x}"] for x in ("share", "count", "window"))),
@@ -167,8 +180,7 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         except BaseException:
             partitions.close()  # whatever failed, nothing more is written: the log is folded again from the last commit
             raise
-        loop.commit()
-        loop.settle()
+        loop.end()
 
 
 def _watch_disk(disk: Disk, health: Health) -> None:

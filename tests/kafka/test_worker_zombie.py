@@ -1,0 +1,76 @@
+"""A worker that is paused past max.poll.interval.ms and its session, while another takes over, then goes on."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from stream_dmgin.state.ops.stores import Stores
+from tests.chaos.campaign import PARTITIONS, Plan, _cli, _groups
+from tests.chaos.checks import answered, check
+from tests.chaos.fleet import Fleet, Member, environment
+from tests.chaos.traffic import Traffic
+
+pytestmark = pytest.mark.kafka
+
+
+def until(what: Callable[[], bool], fleet: Fleet, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "\n".join(m.log.read_text()[-1500:] for m in fleet.members)
+        time.sleep(0.1)
+
+
+def offsets(data: Path) -> dict[int, dict[str, int]]:
+    """What the stores of a directory have folded, as committed."""
+    stores, out = Stores.of(data), {}
+    for p in stores.present():
+        engine = stores.open(p)
+        out[p] = stores.offsets(engine)
+        engine.close()
+    return out
+
+
+@pytest.mark.timeout(600)
+def test_a_zombie_writes_nothing_more(kafka: str, prefix: str, tmp_path: Path) -> None:
+    own = ["--log", "kafka://" + kafka, "--prefix", prefix]
+    plan = Plan(seed=1, seconds=0, directory=tmp_path, workers=2)
+    env = environment(STREAM_DMGIN_WORKER_GROUP=prefix + "g")
+    _cli(env, "topics", "apply", *own, "--data-dir", str(tmp_path), "--partitions", str(PARTITIONS))
+    a, b = (
+        Member(n, [*own, "--data-dir", str(tmp_path / n), *_groups(plan)], tmp_path / f"{n}.log", env)
+        for n in ("a", "b")
+    )
+    fleet = Fleet([a, b])
+    traffic = Traffic(kafka, prefix, seed=1, rate=100)
+    everything = str(list(range(PARTITIONS)))
+    try:
+        a.start()
+        traffic.start()
+        until(lambda: a.said(f"assigned partitions {everything}") and len(answered(kafka, prefix)) > 5, fleet)
+        a.send(signal.SIGSTOP)
+        before = offsets(tmp_path / "a")
+        asked = set(traffic.asked)
+        b.start()
+        until(lambda: b.said(f"assigned partitions {everything}") and answered(kafka, prefix) >= asked, fleet)
+        a.send(signal.SIGCONT)
+        until(lambda: a.said("lost partitions") and a.log.read_text().count("assigned partitions") == 2, fleet)
+        again = a.log.read_text().rsplit("assigned partitions ", 1)[1].split("]")[0] + "]"
+        kept_by_b = {p for p in range(PARTITIONS) if str(p) not in again}
+        assert kept_by_b  # of which the zombie must have written nothing
+        now = offsets(tmp_path / "a")
+        assert {p: now[p] for p in kept_by_b} == {p: before[p] for p in kept_by_b}
+        traffic.stop()
+        until(lambda: answered(kafka, prefix) >= traffic.asked.keys(), fleet)
+        assert fleet.stop() == [0, 0]
+        for m in fleet.members:  # whatever was the other's
+            _cli(env, "worker", *m.args, "--until-end")
+        findings = check(SimpleNamespace(shared=False, args=()), kafka, prefix, fleet, traffic)  # type: ignore[arg-type]
+        assert findings.ok, findings
+    finally:
+        fleet.kill()
