@@ -500,6 +500,9 @@ class KafkaGroupReader(KafkaReader):
             return False
         if time.monotonic() - self._served < self._stale_after or not self._assigned:
             return True
+        if self._lib.assignment_lost(self._rk):
+            self._fenced = "librdkafka says so"
+            return False
         tp = min(self._assigned)
         answer: list[int] = []
         told = rdkafka.CommitCb(lambda rk, code, parts, opaque: answer.append(code))
@@ -515,12 +518,12 @@ class KafkaGroupReader(KafkaReader):
         finally:
             self._lib.queue_destroy(queue)
             self._callbacks.append(told)  # an answer may still be on its way
-        if not answer:
-            self._fenced = self._fenced or f"no answer from the group in {MEMBER_S:g} s"
-        elif answer[0] in rdkafka.FENCING:
+        if answer and answer[0] in (0, rdkafka.ERR_REBALANCING):
+            self._served = time.monotonic()
+        elif answer:  # whatever else it says, nothing says that this is still a member
             self._note_fencing(answer[0])
         else:
-            self._served = time.monotonic()
+            self._fenced = self._fenced or f"no answer from the group in {MEMBER_S:g} s"
         return not self._fenced
 
     def _note_fencing(self, code: int) -> None:

@@ -34,7 +34,7 @@ TRANSIENT = frozenset(
 )  # transport, all brokers down, timed out, resolve, wait coord, in progress
 # unknown member, illegal generation, fenced instance, fenced or stale member epoch: another owner may be at work
 FENCING = frozenset({25, 22, 82, 110, 113})
-ERR_FENCED_INSTANCE = 82
+ERR_FENCED_INSTANCE, ERR_REBALANCING = 82, 27
 MESSAGE_BYTES = 72  # sizeof(rd_kafka_message_t) on 64 bits
 TOPICS_MAX = 64  # distinct topics of one batch
 

