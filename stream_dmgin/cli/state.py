@@ -9,6 +9,7 @@ import click
 
 from stream_dmgin.cli.common import Context, common_options, table
 from stream_dmgin.cli.state_erase import erase
+from stream_dmgin.cli.state_rescale import rescale
 from stream_dmgin.errors import UsageError
 
 DIFFERENT = 1  # exit code: a check found a difference
@@ -20,6 +21,7 @@ def command() -> None:
 
 
 command.add_command(erase)
+command.add_command(rescale)
 
 
 @command.command()

@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -66,14 +66,15 @@ class Worker:
         while not stop.is_set():
             self.loop.turn(POLL_S)
 
-    def until_end(self, stop: threading.Event) -> None:
+    def until_end(self, stop: threading.Event, told: Callable[[int], None] = lambda records: None) -> None:
         """Turn until everything that the topics held at the start is folded, answered and committed, and the stores have the
-        group map to go by."""
+        group map to go by. `told` gets the number of records of each turn."""
         ends = self.partitions.ends()
         t0 = time.monotonic()
         synced = 0
         while not stop.is_set():
             n = self.loop.turn(POLL_S)
+            told(n)
             if self.ordered is not None and self.ordered.stream_time - synced >= COUNTERS_STEP_MS:
                 synced = self.ordered.stream_time
                 self._sync_counters()

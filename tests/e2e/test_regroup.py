@@ -3,22 +3,34 @@ made from, and the state becomes the fold from the first event under the new map
 
 from __future__ import annotations
 
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import msgpack
 import pytest
 
+from stream_dmgin import control
 from stream_dmgin import settings as settings_of
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import open_log
+from stream_dmgin.log.murmur2 import partition_of
 from stream_dmgin.replay.verify import verify as verify_scores
+from stream_dmgin.state.ops import erase as erasing
+from stream_dmgin.state.ops.inspect import show_user
 from stream_dmgin.state.ops.places import store_path
 from stream_dmgin.state.ops.stores import Stores
 from stream_dmgin.state.ops.verify import verify as verify_state
 from stream_dmgin.worker.publish import compare_groups, publish_groups
 from stream_dmgin.worker.run import worker
-from tests.e2e.test_worker import check_state, event_records, js, request, run, send, traffic, values
+from tests.e2e.test_worker import CLI, check_state, event_records, js, request, run, send, traffic, values
 
 ITEMS = [f"i{k}" for k in range(60)]
 OLD = {i: k % 9 for k, i in enumerate(ITEMS[:40])}
@@ -33,9 +45,10 @@ class Place:
         self.url, self.prefix, self.data = url, prefix, root / "data"
         self.args = ["--log", url, "--prefix", prefix, "--data-dir", str(self.data)]
         root.mkdir(exist_ok=True)
-        self.old = root / "old.csv"
-        self.old.write_text("item_id,group\n" + "".join(f"{i},{g}\n" for i, g in OLD.items()))
-        run("topics", "apply", *self.args, "--partitions", "4")
+        self.old = write(root / "old.csv", OLD)
+        run(
+            "topics", "apply", *self.args, "--partitions", "4", "--config", "requests:retention.ms=-1"
+        )  # they are dated
         self.settings = settings_of.load(
             {"log": url, "prefix": prefix, "data_dir": str(self.data), "worker.groups": str(self.old),
              "worker.commit_interval_s": 0.05}, {},
@@ -65,11 +78,11 @@ class Place:
         with open_log(self.url) as log:
             report = verify_state(stores, log)
             assert report.ok and report.checked == 12 and not report.undecided
-            outcome = verify_scores(log, self.prefix, self.asked, None, self.data)
+            outcome = verify_scores(log, self.prefix, 10**6, None, self.data)
         scores = self.scores()
         assert {s["request_id"] for s in scores} == {f"r{k}" for k in range(self.asked)}
         assert {s["status"] for s in scores} == {"ok"}
-        assert outcome.checked == outcome.reproduced == outcome.state_identical == self.asked
+        assert outcome.checked == outcome.reproduced == outcome.state_identical == len(scores)
 
 
 @pytest.fixture
@@ -163,6 +176,120 @@ def test_a_changed_map_is_built_in_the_background_and_there_is_a_way_back(place)
     found = js("groups", "prune", *place.args, "--yes")
     assert {s["groups"] for s in found["stores"]} == {new.id}
     assert js("groups", "prune", *place.args)["stores"] == []
+
+
+class Traffic(threading.Thread):
+    """Events and requests, all the time, until told to stop."""
+
+    def __init__(self, place: Place, events, part: int) -> None:
+        super().__init__(daemon=True)
+        self.place, self.events, self.part, self.sent = place, events, part, 0
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self.stopping.wait(0.03):
+            more = self.events[self.sent : self.sent + self.part]
+            self.place.send(more, 2)
+            self.sent += len(more)
+
+
+@pytest.mark.timeout(300)  # killed members leave their group when their sessions end
+def test_on_kafka_under_load_and_a_sigkill(kafka, tmp_path, prefix):
+    place = Place(tmp_path, f"kafka://{kafka}", prefix)
+    r = random.Random(11)
+    new = GroupMap(CHANGED)
+    # each once: of an event that is there twice, with a ring between in some order of the topics, either may count
+    events = list({e["event_id"]: (t, e) for t, e in traffic(8, 8_000)}.values())
+    place.send(events[:5_000], 5)
+    port = str(r.randrange(20_000, 30_000))
+    command = [*CLI, "worker", *place.args, "--groups", str(place.old), "--http", f"127.0.0.1:{port}"]
+
+    def ready():
+        with contextlib.suppress(OSError, ValueError):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=5) as answer:
+                    return json.loads(answer.read())
+            except urllib.error.HTTPError as e:
+                return json.loads(e.read())
+        return {}
+
+    def wait_for(what, seconds=120):
+        until = time.monotonic() + seconds
+        while not what(found := ready()):
+            assert time.monotonic() < until, found
+            assert process.poll() is None
+            time.sleep(0.05)
+        return found
+
+    process = subprocess.Popen(command, cwd=tmp_path)
+    load = Traffic(place, events[5_000:], 5)
+    try:
+        wait_for(lambda h: h.get("ready"))
+        load.start()
+        run("groups", "publish", str(write(tmp_path / "new.csv", CHANGED)), *place.args, "--yes")
+        wait_for(lambda h: h.get("regroup") or h.get("groups") == new.id)
+        time.sleep(r.random())
+        process.kill()
+        process.wait()
+        process = subprocess.Popen(command, cwd=tmp_path)
+        wait_for(lambda h: h.get("ready") and h.get("groups") == new.id and h.get("regroup") is None)
+        load.stopping.set()
+        load.join()
+        place.send(events[5_000 + load.sent :])
+        until = time.monotonic() + 120
+        while len({s["request_id"] for s in place.scores()}) < place.asked:
+            assert time.monotonic() < until
+            time.sleep(0.3)
+        wait_for(lambda h: h.get("ready") and not any(h.get("lag", {"": 1}).values()))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        load.stopping.set()
+        process.kill()
+    run("worker", *place.args, "--until-end", "--http", "off")
+    place.check(events, CHANGED)
+
+
+def write(path: Path, groups: dict[str, int]) -> Path:
+    path.write_text("item_id,group\n" + "".join(f"{i},{g}\n" for i, g in groups.items()))
+    return path
+
+
+def test_an_erased_user_is_in_neither_store(place):
+    """Orders before, while and after the new store is built."""
+    events = traffic(9, 900)
+    old, new = GroupMap(OLD), GroupMap(CHANGED)
+
+    def erase(user: str) -> None:
+        with open_log(place.url) as log:
+            order = erasing.order(log, place.prefix, user, partition_of(user.encode(), 4))
+            control.give(log, place.prefix, {order.key: control.encode(order)})
+
+    with worker(place.settings, score=False) as w:
+        place.send(events[:500])
+        turn_until(w, folded(w, place))
+        publish_groups(place.settings, new)
+        for k, user in enumerate(("u1", "u2", "u3", "u4")):
+            erase(user)
+            place.send(events[500 + 50 * k : 550 + 50 * k])
+            for _ in range(10):
+                w.loop.turn(0.05)
+        turn_until(w, lambda: w.health.groups == new.id and w.health.regroup is None)
+        erase("u5")
+        place.send(events[700:])
+        turn_until(w, folded(w, place))
+        publish_groups(place.settings, old)  # the old stores were kept: they hold users that were erased since
+        turn_until(w, lambda: w.health.groups == old.id and w.health.regroup is None)
+        w.loop.turn(0.05)
+        turn_until(w, lambda: all(o.hold == 0 for o in w.partitions.owned.values()))
+    stores = Stores.of(place.data)
+    with open_log(place.url) as log:
+        report = verify_state(stores, log)
+    assert report.ok and not report.erasing and report.checked > 7
+    for user in ("u1", "u2", "u3", "u4", "u5"):
+        assert (show_user(stores, user) or {"events": 0})["events"] < sum(
+            e["user_id"] == user and t != "impressions" for t, e in events
+        )
 
 
 def counters(w) -> bytes:
