@@ -180,7 +180,7 @@ class Build(threading.Thread):
                 continue
             try:
                 limit = np.array([self.goal[t] for t in range(len(self._names))], np.int64)
-                mask_skipped(batch, self._prefix, self._skips)
+                mask_skipped(batch, self._prefix, dict(self._skips))
                 columns, _ = parse_events(batch, self._numbers)  # malformed: the serving side has diverted them
                 engine.fold(columns, np.flatnonzero(batch.offset < limit[batch.topic]).astype(np.int32))
                 for t, name in enumerate(self._names):

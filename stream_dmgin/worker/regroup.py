@@ -145,7 +145,7 @@ class Regroup:
                 self._loader.start()
                 return
         left = self._left()
-        if self._build is None and left:
+        if self._build is None and left and not self._health.waiting:
             self._step(left, now)
         elif not left and (here := (self._partitions.groups.id, len(self._partitions.owned))) != self._settled:
             self._settled = here
@@ -186,6 +186,7 @@ class Regroup:
             o is None
             or self._partitions.owned.get(build.partition) is not o
             or build.groups is not self._partitions.groups
+            or self._health.waiting  # the disk is nearly full
         ):
             build.stop()
         elif build.ready.is_set():

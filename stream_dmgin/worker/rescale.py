@@ -209,7 +209,9 @@ def _compare(log: Log, old: Stores, new: Stores, p: int, users: list[str], out: 
                         out.missing += 1
                         out.examples += [u][: SHOWN - len(out.examples)]
         if differing:
-            again = Refold(old, log, p, old.offsets(before), before.groups, lambda n: None)
+            again = Refold(
+                old, log, p, old.offsets(before), before.groups, lambda n: None, read_control(log, old.prefix)[0]
+            )
             undecided = again.with_repeated_ids(differing)
             out.undecided += len(undecided)
             out.differing += len(differing - undecided)

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from stream_dmgin import topics
-from stream_dmgin.control import Control, Erasure
+from stream_dmgin.control import Control, Erasure, mask_skipped
 from stream_dmgin.errors import InputError, RecordError
 from stream_dmgin.log.base import TP, Batch, Log
 from stream_dmgin.log.murmur2 import partition_of
@@ -70,7 +70,7 @@ def copy_events(log: Log, prefix: str, to_prefix: str, control: Control, told: T
         writer = log.writer(linger_ms=20)
         try:
             for batch, inside in scan(log, {(source, p): (begins[p], ends[p]) for p in ends}):
-                _copy(batch, inside, n, target, partitions, there, control, writer.append, out)
+                _copy(batch, inside, n, prefix, target, partitions, there, control, writer.append, out)
                 writer.poll()
                 told(int(np.count_nonzero(inside)))
             writer.flush(120.0)
@@ -96,10 +96,11 @@ def _origins(log: Log, target: str, topic: str) -> dict[tuple[int, int], int]:
 
 
 def _copy(
-    batch: Batch, inside: Any, n: int, target: str, partitions: int, there: Mapping[tuple[int, int], int], control: Control,
-    append: Callable[..., None], out: Copied,
+    batch: Batch, inside: Any, n: int, prefix: str, target: str, partitions: int, there: Mapping[tuple[int, int], int],
+    control: Control, append: Callable[..., None], out: Copied,
 ) -> None:  # fmt: skip
     topic = topics.EVENTS[n]
+    skipped = mask_skipped(batch, prefix, control.skips)
     columns, _ = parse_events(batch, np.full(len(batch.topics), n, np.uint8))
     well_formed = columns.status == OK
     rows = np.flatnonzero(inside)
@@ -113,7 +114,7 @@ def _copy(
         to = partition % partitions if key is None else partition_of(key, partitions)
         if offset <= there.get((partition, to), -1):
             out.before += 1
-        elif (topic, partition, offset) in control.skips:
+        elif i in skipped:
             out.skipped += 1
         elif well_formed[i] and columns.status[i] != OK:
             out.erased += 1
