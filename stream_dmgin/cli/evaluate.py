@@ -19,10 +19,10 @@ from stream_dmgin.errors import UsageError
 )
 @click.option(
     "--model",
-    type=click.Choice(["dmgin", "no-interest", "item-ctr"]),
+    type=click.Choice(["item-ctr", "no-interest", "dmgin", "lightgbm", "stack", "all"]),
     default="dmgin",
     show_default=True,
-    help="what to measure",
+    help="what to measure; stack: dmgin and lightgbm together; all: each of them, and the differences",
 )
 @click.option("--train-days", metavar="A-B", help="days to train on, counted from 0")
 @click.option("--valid-days", metavar="C-D", help="days to choose and calibrate on")
@@ -54,6 +54,7 @@ def command(
     from stream_dmgin.datasets import load
     from stream_dmgin.groups.map import GroupMap
     from stream_dmgin.training import evaluate as protocol
+    from stream_dmgin.training.zoo import MODELS
 
     started = time.monotonic()
     data = load(dataset, directory)
@@ -75,18 +76,38 @@ def command(
             marks["replayed"] = time.monotonic()
             bar.update(task, completed=done, total=total)
 
-        source, scored = protocol.evaluate(data, plan, model, seeds, groups, say=ctx.say, progress=progress)
+        models = MODELS if model == "all" else (model,)
+        source, scored = protocol.evaluate_all(data, plan, models, seeds, groups, say=ctx.say, progress=progress)
+    measured = {m: protocol.measure(source, found) for m, found in scored.items()}
+    some = scored[models[-1]]
     result: dict[str, Any] = {
-        "dataset": dataset, "model": model, "track": f"refit every {refit_days} days" if refit_days else "frozen", "seeds": len(scored.raw),
-        "rows": len(scored.row), "clicks": int(scored.label.sum()), "metrics": protocol.measure(source, scored),
+        "dataset": dataset, "model": model, "track": f"refit every {refit_days} days" if refit_days else "frozen", "seeds": len(some.raw),
+        "rows": len(some.row), "clicks": int(some.label.sum()),
         "seconds": {"import": imported - started, "replay": marks["replayed"] - imported, "total": time.monotonic() - started},
     }  # fmt: skip
+    if model == "all":
+        result["models"] = {m: {"seeds": len(scored[m].raw), "metrics": measured[m]} for m in models}
+        result["differences"] = [
+            {"model": d.model, "than": d.than, **{k: i._asdict() for k, i in d.metrics.items()}}
+            for d in protocol.differences(source, scored)
+        ]
+    else:
+        result["metrics"] = measured[model]
     if scores_out is not None:
-        protocol.write_scores(source, scored, scores_out)
+        protocol.write_scores(source, scored if model == "all" else some, scores_out)
         result["scores"] = str(scores_out)
-    ctx.emit(
-        result,
-        lambda d: table(
-            [{"scores": k, **d["metrics"][k]} for k in ("raw", "calibrated")], f"{dataset}, {len(scored.row)} rows"
-        ),
-    )
+    ctx.emit(result, lambda d: _tables(d, f"{dataset}, {len(some.row)} rows"))
+
+
+def _tables(d: dict[str, Any], title: str) -> Any:
+    from rich.console import Group
+
+    if "models" not in d:
+        return table([{"scores": k, **d["metrics"][k]} for k in ("raw", "calibrated")], title)
+    each = [{"model": m, **x["metrics"]["calibrated"]} for m, x in d["models"].items()]
+    against = [
+        {"model": x["model"], "than": x["than"]}
+        | {k: f"{i['diff']:+.4f} [{i['low']:+.4f}, {i['high']:+.4f}]" for k, i in x.items() if isinstance(i, dict)}
+        for x in d["differences"]
+    ]
+    return Group(table(each, f"{title}, calibrated"), "", table(against, "differences, 95 % intervals"))

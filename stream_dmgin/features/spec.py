@@ -108,3 +108,8 @@ class InputSpec:
     def candidate_features(self) -> tuple[str, ...]:
         """Names of the columns of c_dense."""
         return (*COUNTER_FEATURES, *PAIR_FEATURES, *(f"log1p_{n}" for n in self.item_numbers))
+
+    @property
+    def user_features(self) -> tuple[str, ...]:
+        """Names of the columns of u_dense."""
+        return USER_FEATURES

@@ -6,11 +6,12 @@ days, on what was visible by then. Nothing of a test day chooses anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,19 +21,17 @@ from numpy.typing import NDArray
 from stream_dmgin.datasets.form import Dataset, Meta
 from stream_dmgin.datasets.grouping import group_map
 from stream_dmgin.errors import InputError, UsageError
-from stream_dmgin.features.spec import USER_FEATURES
 from stream_dmgin.groups.map import GroupMap
-from stream_dmgin.models.calibration import Calibration, fit_platt, sigmoid
-from stream_dmgin.models.dmgin import DMGIN
+from stream_dmgin.models.calibration import fit_platt, sigmoid
 from stream_dmgin.replay.rows import floor_rates, training_rows
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training import recipes
-from stream_dmgin.training.loop import Options, Point, predict, train
-from stream_dmgin.training.metrics import ece_floor, summary
+from stream_dmgin.training.loop import Options, Point
+from stream_dmgin.training.metrics import Interval, ece_floor, intervals, summary
 from stream_dmgin.training.rows import TrainingRows
+from stream_dmgin.training.zoo import FLOOR, MODELS, Contender, fit
 
-MODELS = ("dmgin", "no-interest", "item-ctr")
-TIME_OF_REQUEST = ("hour_sin", "hour_cos", "hour2_sin", "hour2_cos", "dow_sin", "dow_cos", "global_ctr_logit")
+OF_THE_REQUEST = ("hour_sin", "hour_cos", "hour2_sin", "hour2_cos", "dow_sin", "dow_cos", "global_ctr_logit")
 
 Say = Callable[[str], None]
 Span = tuple[int, int]  # ms, [from, to)
@@ -85,9 +84,23 @@ def evaluate(
     data: Dataset, plan: Plan, model: str = "dmgin", seeds: int = 1, groups: GroupMap | None = None, options: Options | None = None,
     say: Say = lambda text: None, progress: Callable[[int, int], None] | None = None, rows: TrainingRows | None = None,
 ) -> tuple[DatasetSource, Scored]:  # fmt: skip
-    """Scores of the test rows. `rows`: the training rows of requests from `plan.train[0]` on, where they are at hand already."""
-    if model not in MODELS:
-        raise UsageError(f"--model {model!r} is not known: choose one of {', '.join(MODELS)}")
+    """Scores of the test rows by one model of MODELS, as `evaluate_all` gives them."""
+    source, scored = evaluate_all(data, plan, (model,), seeds, groups, options, say, progress, rows)
+    return source, scored[model]
+
+
+def evaluate_all(
+    data: Dataset, plan: Plan, models: Sequence[str] = MODELS, seeds: int = 1, groups: GroupMap | None = None,
+    options: Options | None = None, say: Say = lambda text: None, progress: Callable[[int, int], None] | None = None,
+    rows: TrainingRows | None = None,
+) -> tuple[DatasetSource, dict[str, Scored]]:  # fmt: skip
+    """Scores of the test rows by several models, all fitted on the rows of one replay.
+
+    `rows`: the training rows of requests from `plan.train[0]` on, where they are at hand already.
+    """
+    for model in models:
+        if model not in MODELS:
+            raise UsageError(f"--model {model!r} is not known: choose one of {', '.join(MODELS)}")
     source = DatasetSource(data)
     r = source.requests
     first, last = r.between(plan.train[0], plan.test[1])
@@ -101,49 +114,77 @@ def evaluate(
     recipe = recipes.of(data.meta)
     test = r.between(*plan.test)
     row = np.arange(r.first[test[0]], r.first[test[1]])
-    out = Scored(row, r.label[row])
+    out = {m: Scored(row, r.label[row]) for m in models}
 
     def seen(done: int) -> None:
         if progress is not None:
             progress(done - first, last - first)
 
-    if model == "item-ctr":
+    if FLOOR in models:
         rates = floor_rates(source, groups, first, last, seen)
-        _floor(out, r.first, first, rates, r.label, plan, r.between)
+        _floor(out[FLOOR], r.first, first, rates, r.label, plan, r.between)
+    learning = [m for m in models if m != FLOOR]
+    if not learning:
         return source, out
     if rows is None:
         rows = training_rows(source, groups, recipe.spec, first, last, seen)
-    if model == "no-interest":
-        rows = without_interests(rows)
-    for seed in range(1, seeds + 1):
-        raw, calibrated, frozen = (np.full(len(row), np.nan) for _ in range(3))
-        for train_span, valid_span, test_span in plan.folds():
-            chosen = [
-                np.arange(a - first, b - first) for a, b in (r.between(*s) for s in (train_span, valid_span, test_span))
-            ]
-            if plan.refit_days:
-                known = _visible_before(data, r.id, test_span[0])[first:last]
-                chosen[:2] = [c[known[c]] for c in chosen[:2]]
-            fitted = train(
-                recipe.config, rows, chosen[0], rows, chosen[1], replace(options or recipe.options, seed=seed),
-                report=partial(_told, say, seed),
-            )  # fmt: skip
-            at = rows.rows_of(chosen[2])
-            mine = at + r.first[first] - row[0]
-            z = predict(fitted.network, rows, chosen[2])["ctr"][at]
-            raw[mine], calibrated[mine] = sigmoid(z), fitted.calibration.apply("ctr", z)
+    for m in learning:
+        for seed in range(1, seeds + 1):
+            out[m].raw[seed], out[m].calibrated[seed] = (np.full(len(row), np.nan) for _ in range(2))
             if data.meta.gauc == "user":
-                frozen[mine] = _frozen(fitted.network, fitted.calibration, rows, chosen[2], at)
-        out.raw[seed], out.calibrated[seed] = raw, calibrated
-        if data.meta.gauc == "user":
-            out.frozen[seed] = frozen
+                out[m].frozen[seed] = np.full(len(row), np.nan)
+    for train_span, valid_span, test_span in plan.folds():
+        learn, judge, score = (
+            np.arange(a - first, b - first) for a, b in (r.between(*s) for s in (train_span, valid_span, test_span))
+        )
+        if plan.refit_days:
+            known = _visible_before(data, r.id, test_span[0])[first:last]
+            learn, judge = learn[known[learn]], judge[known[judge]]
+        mine = rows.rows_of(score) + r.first[first] - row[0]
+        for seed in range(1, seeds + 1):
+            seeded = replace(options or recipe.options, seed=seed)
+            fitted: dict[str, Contender] = {}
+            for m in learning:
+                made = fit(m, recipe, rows, learn, judge, seeded, fitted, partial(_told, say, seed))
+                z = made.logits(rows, score)
+                out[m].raw[seed][mine], out[m].calibrated[seed][mine] = sigmoid(z), made.calibration.apply("ctr", z)
+                if data.meta.gauc == "user":
+                    out[m].frozen[seed][mine] = _frozen(made, rows, score)
     return source, out
 
 
-def _told(say: Say, seed: int, p: Point) -> None:
+def _told(say: Say, seed: int, model: str, p: Point) -> None:
     say(
-        f"seed {seed}: epoch {p.epoch:.2f}, valid logloss {p.valid_logloss:.4f}, auc {p.valid_auc:.4f}, {p.seconds:.0f} s"
+        f"{model}, seed {seed}: epoch {p.epoch:.2f}, valid logloss {p.valid_logloss:.4f}, auc {p.valid_auc:.4f}, "
+        f"{p.seconds:.0f} s"
     )
+
+
+class Difference(NamedTuple):
+    """One model against another: an interval for each metric."""
+
+    model: str
+    than: str
+    metrics: dict[str, Interval]
+
+
+def differences(source: DatasetSource, scored: Mapping[str, Scored], draws: int = 500) -> list[Difference]:
+    """Every pair of models, the later minus the earlier, calibrated, means over seeds: 95 % intervals of a paired bootstrap over
+    users (KuaiRand) or impressions."""
+    unit = _units(source, next(iter(scored.values())))
+    label = next(iter(scored.values())).label
+    names = ("auc", "logloss") if source.meta.gauc == "user" else ("auc", "logloss", "gauc_mean")
+    found = {
+        k: intervals(label, {m: list(s.calibrated.values()) for m, s in scored.items()}, unit, k, draws) for k in names
+    }
+    return [
+        Difference(b, a, {k: found[k][a, b] for k in names}) for a, b in itertools.combinations(scored, 2)
+    ]  # fmt: skip
+
+
+def _units(source: DatasetSource, scored: Scored) -> NDArray[Any]:
+    request = source.requests.request_of_rows()[scored.row]
+    return np.array(source.requests.user)[request] if source.meta.gauc == "user" else request
 
 
 def measure(source: DatasetSource, scored: Scored) -> dict[str, Any]:
@@ -152,9 +193,7 @@ def measure(source: DatasetSource, scored: Scored) -> dict[str, Any]:
     `gauc` groups by the log's own unit. Where that is the user, the user-only inputs are frozen at the user's first test row,
     because a live user rate distorts an AUC within users; `gauc_live` is without that.
     """
-    r = source.requests
-    request = r.request_of_rows()[scored.row]
-    unit = np.array(r.user)[request] if source.meta.gauc == "user" else request
+    unit = _units(source, scored)
     result: dict[str, Any] = {}
     for name, found in (("raw", scored.raw), ("calibrated", scored.calibrated)):
         each = []
@@ -172,29 +211,15 @@ def measure(source: DatasetSource, scored: Scored) -> dict[str, Any]:
     return result
 
 
-def without_interests(rows: TrainingRows) -> TrainingRows:
-    """The same rows with no groups and no short sequence: what the interest modules add is the difference."""
-    out = TrainingRows(rows.spec, rows.heads)
-    keep = ("r_rows", "r_ts", "r_key", "u_dense", "x_cat", "c_item", "c_id", "c_dense", "label")
-    for name in keep:
-        out.columns[name] = rows.columns[name]
-    for name in ("r_groups", "r_short"):
-        out.columns[name].extend(np.zeros(rows.requests, np.int32))
-    out.columns["c_group"].extend(np.full(len(rows), rows.spec.groups, np.int32))
-    return out
-
-
-def _frozen(
-    network: DMGIN, calibration: Calibration, rows: TrainingRows, requests: NDArray[np.int64], at: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _frozen(model: Contender, rows: TrainingRows, requests: NDArray[np.int64]) -> NDArray[np.float64]:
     held = rows["u_dense"][requests].copy()
     _, first, back = np.unique(rows["r_key"][requests], return_index=True, return_inverse=True)
-    live = [i for i, n in enumerate(USER_FEATURES) if n in TIME_OF_REQUEST]
+    live = [i for i, n in enumerate(rows.spec.user_features) if n in OF_THE_REQUEST]
     changed = held[first][back]
     changed[:, live] = held[:, live]
     rows["u_dense"][requests] = changed
     try:
-        return calibration.apply("ctr", predict(network, rows, requests)["ctr"][at])
+        return model.calibration.apply("ctr", model.logits(rows, requests))
     finally:
         rows["u_dense"][requests] = held
 
@@ -218,20 +243,26 @@ def _visible_before(data: Dataset, ids: Sequence[str], time: int) -> NDArray[np.
     return np.fromiter((i not in after for i in ids), bool, len(ids))
 
 
-def write_scores(source: DatasetSource, scored: Scored, path: Path) -> None:
-    """Parquet with one line per scored row and seed: user_id, item_id, ts, impression_id (where any), label, ctr, ctr_raw, seed."""
+def write_scores(source: DatasetSource, scored: Scored | Mapping[str, Scored], path: Path) -> None:
+    """Parquet with one line per scored row and seed: user_id, item_id, ts, impression_id (where any), label, ctr, ctr_raw, seed;
+    for several models also `model`.
+    """
+    several = isinstance(scored, Mapping)
     r = source.requests
-    request = pa.array(r.request_of_rows()[scored.row])
     parts = []
-    for seed in scored.calibrated:
-        columns: dict[str, Any] = {
-            "user_id": pa.array(r.user, pa.string()).take(request),
-            "item_id": pa.array([r.item[k] for k in scored.row.tolist()], pa.string()),
-            "ts": r.ts[request.to_numpy()], "label": scored.label,
-            "ctr": scored.calibrated[seed], "ctr_raw": scored.raw[seed], "seed": np.full(len(scored.row), seed, np.int32),
-        }  # fmt: skip
-        if r.impression is not None:
-            columns["impression_id"] = pa.array(r.impression, pa.string()).take(request)
-        parts.append(pa.table(columns))
+    for model, found in scored.items() if isinstance(scored, Mapping) else [("", scored)]:
+        request = pa.array(r.request_of_rows()[found.row])
+        for seed in found.calibrated:
+            columns: dict[str, Any] = {
+                "user_id": pa.array(r.user, pa.string()).take(request),
+                "item_id": pa.array([r.item[k] for k in found.row.tolist()], pa.string()),
+                "ts": r.ts[request.to_numpy()], "label": found.label,
+                "ctr": found.calibrated[seed], "ctr_raw": found.raw[seed], "seed": np.full(len(found.row), seed, np.int32),
+            }  # fmt: skip
+            if r.impression is not None:
+                columns["impression_id"] = pa.array(r.impression, pa.string()).take(request)
+            if several:
+                columns["model"] = pa.repeat(model, len(found.row))
+            parts.append(pa.table(columns))
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.concat_tables(parts), path)

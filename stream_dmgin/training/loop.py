@@ -72,6 +72,10 @@ class Fitted:
     best: Point
     curve: list[Point] = field(default_factory=list)
 
+    def logits(self, rows: TrainingRows, requests: Requests) -> NDArray[np.float32]:
+        """Raw logits of `ctr` for the rows of these requests, in the order of `rows.rows_of`."""
+        return predict(self.network, rows, requests)["ctr"][rows.rows_of(requests)]
+
 
 @torch.inference_mode()
 def predict(

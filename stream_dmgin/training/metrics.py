@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,7 +132,7 @@ def paired_bootstrap(
     `metric`: auc, logloss, ece or gauc (of `units`, weighted by rows). Draws without both classes are left out.
     """
     code = _codes(units)
-    measure = {"auc": _auc_measure, "logloss": _logloss_measure, "ece": _ece_measure, "gauc": _gauc_measure}[metric]
+    measure = MEASURES[metric]
     a, b = measure(labels, first, code), measure(labels, second, code)
     n = int(code.max(initial=-1)) + 1
     ones = np.ones(n)
@@ -144,6 +144,37 @@ def paired_bootstrap(
     spread = np.array([x for x in found if np.isfinite(x)])
     low, high = np.quantile(spread, [0.025, 0.975]) if len(spread) else (float("nan"), float("nan"))
     return Interval(float(b(ones) - a(ones)), float(low), float(high))
+
+
+def intervals(
+    labels: Ints,
+    scores: Mapping[str, Sequence[Floats]],
+    units: NDArray[Any],
+    metric: str = "auc",
+    draws: int = 500,
+    seed: int = 0,
+) -> dict[tuple[str, str], Interval]:
+    """Interval of metric(b) - metric(a) for every ordered pair (a, b) of models, all on the same draws of `units`.
+
+    A model's metric is the mean over its seeds, each an array of probabilities. `metric`: as in `paired_bootstrap`, or
+    gauc_mean (a plain mean over `units`).
+    """
+    code = _codes(units)
+    n = int(code.max(initial=-1)) + 1
+    r = np.random.default_rng(seed)
+    drawn = [np.ones(n), *(np.bincount(r.integers(0, n, n), minlength=n).astype(np.float64) for _ in range(draws))]
+    found: dict[str, NDArray[np.float64]] = {}
+    for name, each in scores.items():
+        measures = [MEASURES[metric](labels, p, code) for p in each]
+        found[name] = np.array([np.mean([m(weights) for m in measures]) for weights in drawn])
+    out = {}
+    for a, of_a in found.items():
+        for b, of_b in found.items():
+            gap = of_b - of_a
+            spread = gap[1:][np.isfinite(gap[1:])]
+            low, high = np.quantile(spread, [0.025, 0.975]) if len(spread) else (float("nan"), float("nan"))
+            out[a, b] = Interval(float(gap[0]), float(low), float(high))
+    return out
 
 
 Measure = Callable[[Floats], float]  # weight of each unit -> the metric
@@ -174,8 +205,16 @@ def _ece_measure(labels: Ints, scores: Floats, code: NDArray[np.int64]) -> Measu
     return measure
 
 
-def _gauc_measure(labels: Ints, scores: Floats, code: NDArray[np.int64]) -> Measure:
+def _gauc_measure(labels: Ints, scores: Floats, code: NDArray[np.int64], weighted: bool = True) -> Measure:
     values, rows = np.zeros(code.max(initial=-1) + 1), np.zeros(code.max(initial=-1) + 1)
     for_both = np.unique(code[labels == 1])[np.isin(np.unique(code[labels == 1]), code[labels != 1])]
     values[for_both], rows[for_both] = group_aucs(labels, scores, code)
+    if not weighted:
+        rows = (rows > 0).astype(np.float64)
     return lambda weights: float((weights * rows) @ values / (weights @ rows)) if (weights @ rows) > 0 else float("nan")
+
+
+MEASURES: dict[str, Callable[[Ints, Floats, NDArray[np.int64]], Measure]] = {
+    "auc": _auc_measure, "logloss": _logloss_measure, "ece": _ece_measure, "gauc": _gauc_measure,
+    "gauc_mean": lambda labels, scores, code: _gauc_measure(labels, scores, code, weighted=False),
+}  # fmt: skip

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stream_dmgin.datasets.form import Meta
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.models.dmgin import DMGINConfig
 from stream_dmgin.training.loop import Options
+from stream_dmgin.training.trees import TreeOptions
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Config of the model and options of the training."""
+    """Config of the model and options of the training; options of the trees on the same inputs."""
 
     config: DMGINConfig
     options: Options
+    trees: TreeOptions = field(default_factory=TreeOptions)
 
     @property
     def spec(self) -> InputSpec:

@@ -14,6 +14,7 @@ from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training import evaluate as protocol
 from stream_dmgin.training import recipes
+from stream_dmgin.training.zoo import MODELS
 from tests.logs import T0, dataset
 
 HOUR = 3_600_000
@@ -34,7 +35,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         r = of(meta)
         spec = replace(r.spec, groups=4, events=4, short=4, item_buckets=64, category_buckets=8, advertiser_buckets=8)
         config = replace(r.config, spec=spec, width=16, item_width=8, hidden=(16, 8))
-        return recipes.Recipe(config, replace(r.options, epochs=1, batch=128))
+        trees = replace(r.trees, rows_a_leaf=5, rounds=20, lr=0.1, feature_fraction=0.5)
+        return recipes.Recipe(config, replace(r.options, epochs=1, batch=128), trees)
 
     monkeypatch.setattr(recipes, "of", smaller)
 
@@ -61,9 +63,11 @@ def test_folds_of_the_refit_track_never_reach_into_their_test_days() -> None:
     assert protocol.Plan((0, 50), (50, 60), (60, 95)).folds() == [((0, 50), (50, 60), (60, 95))]
 
 
-@pytest.mark.parametrize("refit", [0, 1])
-def test_each_test_row_is_scored_once_a_seed(data: form.Dataset, small: None, tmp_path: Path, refit: int) -> None:
-    source, scored = protocol.evaluate(data, plan(data, refit), seeds=2)
+@pytest.mark.parametrize(("refit", "model"), [(0, "dmgin"), (1, "dmgin"), (1, "lightgbm")])
+def test_each_test_row_is_scored_once_a_seed(
+    data: form.Dataset, small: None, tmp_path: Path, refit: int, model: str
+) -> None:
+    source, scored = protocol.evaluate(data, plan(data, refit), model, seeds=2)
     protocol.write_scores(source, scored, tmp_path / "s.parquet")
     t = pq.read_table(tmp_path / "s.parquet")
     day = data.day(data.rows["ts"].to_numpy())
@@ -78,15 +82,18 @@ def test_each_test_row_is_scored_once_a_seed(data: form.Dataset, small: None, tm
     )
 
 
-def test_labels_and_feedback_of_test_days_change_no_score_of_the_first(data: form.Dataset, small: None) -> None:
+@pytest.mark.parametrize("model", ["dmgin", "lightgbm", "stack"])
+def test_labels_and_feedback_of_test_days_change_no_score_of_the_first(
+    data: form.Dataset, small: None, model: str
+) -> None:
     """Turn around every label from the first test day on: scores of the first test moment stay what they were."""
-    _, before = protocol.evaluate(data, plan(data))
+    _, before = protocol.evaluate(data, plan(data), model)
     start = plan(data).test[0]
     late = data.rows["ts"].to_numpy() >= start
     label = np.where(late, 1 - data.rows["label"].to_numpy(), data.rows["label"].to_numpy()).astype(np.int8)
     rows = data.rows.set_column(data.rows.column_names.index("label"), "label", [label])
     events = data.events.filter(data.events["ts"].to_numpy() < start)
-    _, after = protocol.evaluate(form.Dataset(events, rows, data.items, data.meta), plan(data))
+    _, after = protocol.evaluate(form.Dataset(events, rows, data.items, data.meta), plan(data), model)
     first = data.rows["ts"].to_numpy()[before.row] <= data.rows["ts"].to_numpy()[before.row[0]]
     assert first.any() and np.array_equal(before.calibrated[1][first], after.calibrated[1][first])
     assert not np.array_equal(before.calibrated[1], after.calibrated[1])  # later state did see other events
@@ -98,6 +105,23 @@ def test_the_floor_and_the_model_without_interests(data: form.Dataset, small: No
     _, bare = protocol.evaluate(data, plan(data), model="no-interest")
     _, whole = protocol.evaluate(data, plan(data))
     assert np.isfinite(bare.calibrated[1]).all() and not np.array_equal(bare.calibrated[1], whole.calibrated[1])
+
+
+def test_all_models_on_one_replay_with_their_differences(data: form.Dataset, small: None, tmp_path: Path) -> None:
+    source, scored = protocol.evaluate_all(data, plan(data), seeds=2)
+    assert list(scored) == list(MODELS)
+    alone = protocol.evaluate(data, plan(data), "lightgbm")[1]
+    assert np.array_equal(alone.calibrated[1], scored["lightgbm"].calibrated[1])
+    assert not np.array_equal(alone.calibrated[1], scored["lightgbm"].calibrated[2])  # seeds differ
+    protocol.write_scores(source, scored, tmp_path / "s.parquet")
+    t = pq.read_table(tmp_path / "s.parquet")
+    assert t.num_rows == 9 * len(alone.row) and set(t["model"].to_pylist()) == set(MODELS)
+    pairs = protocol.differences(source, scored, draws=20)
+    assert len(pairs) == 10 and (pairs[-1].model, pairs[-1].than) == ("stack", "lightgbm")
+    found = {m: protocol.measure(source, s)["calibrated"] for m, s in scored.items()}
+    for d in pairs:
+        for k, i in d.metrics.items():
+            assert i.low <= i.high and abs(i.diff - (found[d.model][k] - found[d.than][k])) < 1e-9
 
 
 def test_wrong_days_are_refused(data: form.Dataset) -> None:
