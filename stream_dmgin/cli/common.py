@@ -199,6 +199,13 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+def moment(ms: int | None) -> str:
+    """Milliseconds since the epoch for people, UTC."""
+    from datetime import UTC, datetime
+
+    return "" if ms is None else datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
 def table(rows: Iterable[Mapping[str, Any]], title: str | None = None) -> Any:
     """Rows of equal keys as a rich table; numbers are right-aligned."""
     from rich.table import Table

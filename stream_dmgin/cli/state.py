@@ -1,4 +1,5 @@
-"""`state users / show / stats / verify`: what is known of users, on a stopped or a running worker's store."""
+"""`state users / show / stats / verify`: what is known of users, on a stopped or a running worker's store. The verbs for stores
+as wholes are in `cli/state_stores.py`."""
 
 from __future__ import annotations
 
@@ -7,9 +8,10 @@ from typing import Any
 
 import click
 
-from stream_dmgin.cli.common import Context, common_options, table
+from stream_dmgin.cli.common import Context, common_options, moment, table
 from stream_dmgin.cli.state_erase import erase
 from stream_dmgin.cli.state_rescale import rescale
+from stream_dmgin.cli.state_stores import compact, diff, rebuild, restore, snapshot, snapshots
 from stream_dmgin.errors import UsageError
 
 DIFFERENT = 1  # exit code: a check found a difference
@@ -20,8 +22,8 @@ def command() -> None:
     """What is known of users: look at it, and check that it is the fold of the log. A worker may be running."""
 
 
-command.add_command(erase)
-command.add_command(rescale)
+for verb in (erase, rescale, snapshot, snapshots, restore, rebuild, compact, diff):
+    command.add_command(verb)
 
 
 @command.command()
@@ -102,13 +104,6 @@ def verify(ctx: Context, users: int | None, everyone: bool, seed: int) -> Any:
         report = check(stores, log, users=users, everyone=everyone, seed=seed, told=told)
     ctx.emit({**report.as_dict(), "seconds": round(time.monotonic() - t0, 3)}, _verified)
     return 0 if report.ok else DIFFERENT
-
-
-def moment(ms: int | None) -> str:
-    """Milliseconds since the epoch for people, UTC."""
-    from datetime import UTC, datetime
-
-    return "" if ms is None else datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _user(d: dict[str, Any], limit: int) -> Any:

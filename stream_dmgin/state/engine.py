@@ -10,7 +10,9 @@ commits may be gone together with their offsets.
 from __future__ import annotations
 
 import struct
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rocksdict import Rdict, WriteBatch
+from rocksdict import Checkpoint, Rdict, WriteBatch
 
 from stream_dmgin.errors import ConfigError, StreamDmginError
 from stream_dmgin.features.spec import BEHAVIOUR_CLASSES, CLASS_OF_TYPE
@@ -32,14 +34,12 @@ from stream_dmgin.state.hash import ADDRESS_OF_BYTES, hash64
 from stream_dmgin.state.increments import RawIncrements, increments_of
 from stream_dmgin.state.memory import Memory
 from stream_dmgin.state.parse import EventColumns
-from stream_dmgin.state.store import open_store, write_options
+from stream_dmgin.state.store import OFFSETS, SIDE, open_store, write_options
 
-SIDE = b"x"  # prefix of the rows that callers keep in the store
 USER_BYTES = 2000  # about what a user takes, until there are some
 ROWS_AT_LEAST = 256
 _CLICK, _ORDER, _ENGAGEMENT = 1, 2, 4
 _METRIC_BITS = {"click": _CLICK, "payment": _ORDER, "weak": _ENGAGEMENT, "strong": _ENGAGEMENT}
-_OFFSETS = struct.Struct("<5q")  # next offsets of the three event topics, users, epoch of the group map
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,7 @@ class StateEngine:
         self._dirty_blocks: set[int] = set()
         self._broken = False
         self._evicted = 0
+        self._maintenance = threading.Lock()  # a compaction in another thread, which `close` must not cross
         self._set_types()
         self.map_id: str | None = None  # the group map of the last commit; None before the first
         if db is not None:
@@ -209,7 +210,7 @@ class StateEngine:
         self._put_users(batch)
         self._put_dictionaries(batch)
         M = self._mem.S.M
-        batch.put(at_.ROW_OFFSETS, _OFFSETS.pack(*self._mem.S.P[:3].tolist(), int(M[at_.M_USERS]), int(M[at_.M_EPOCH])))
+        batch.put(at_.ROW_OFFSETS, OFFSETS.pack(*self._mem.S.P[:3].tolist(), int(M[at_.M_USERS]), int(M[at_.M_EPOCH])))
         mark = self.map_id if len(self.groups) == 0 and self.map_id else self.groups.id
         batch.put(at_.ROW_GROUPS, mark.encode())
         for k in deletes:
@@ -350,7 +351,7 @@ class StateEngine:
         rows = sum(row is not None for row in self._db.get(keys))
         for k in keys:
             batch.delete(k)
-        batch.put(at_.ROW_OFFSETS, _OFFSETS.pack(*self._mem.S.P[:3].tolist(), int(M[at_.M_USERS]), int(M[at_.M_EPOCH])))
+        batch.put(at_.ROW_OFFSETS, OFFSETS.pack(*self._mem.S.P[:3].tolist(), int(M[at_.M_USERS]), int(M[at_.M_EPOCH])))
         self._db.write(batch, self._write_options)
         return rows
 
@@ -395,11 +396,56 @@ class StateEngine:
 
     @property
     def store(self) -> Rdict | None:
-        """The RocksDB itself, for snapshots and compaction; None in memory."""
+        """The RocksDB itself, to look at; None in memory."""
         return self._db
+
+    def begin_flush(self) -> None:
+        """Have RocksDB write what is committed to a file, in its own thread: a checkpoint after `flushed` takes a moment."""
+        if self._db is not None:
+            self._db.flush(False)
+
+    def flushed(self) -> bool:
+        """Whether nothing is being written to a file just now."""
+        names = ("num-immutable-mem-table", "mem-table-flush-pending", "num-running-flushes")
+        return self._db is None or not any(self._db.property_int_value(f"rocksdb.{n}") for n in names)
+
+    def checkpoint(self, path: Path) -> None:
+        """What is committed as a store of its own at `path` (new, on the same file system): hard links, no copies."""
+        if self._db is None:
+            raise StreamDmginError(f"partition {self.partition}: its store is closed")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Checkpoint(self._db).create_checkpoint(str(path))
+
+    def compact(self) -> Iterator[tuple[int, int]]:
+        """Compact the store, slice after slice of its keys; (done, all) after each. From any thread, beside a fold: `close`
+        waits for the slice at work."""
+        bounds = [None, *self._file_bounds(), None]
+        for k in range(len(bounds) - 1):
+            with self._maintenance:
+                if self._db is None:
+                    raise StreamDmginError(f"partition {self.partition}: its store was closed while it was compacted")
+                self._db.compact_range(bounds[k], bounds[k + 1])
+            yield k + 1, len(bounds) - 1
+
+    def _file_bounds(self) -> list[bytes]:
+        """First keys of the files of the fullest level, without the very first: they cut the keys into slices of like size."""
+        files = [] if self._db is None else self._db.live_files()
+        levels = Counter(f["level"] for f in files)
+        fullest = max(levels, key=lambda level: levels[level], default=None)
+        return sorted({bytes(f["start_key"]) for f in files if f["level"] == fullest and fullest})[
+            1:
+        ]  # files of level 0 overlap
+
+    def trim(self) -> None:
+        """Drop users that were read, down to the memory cap. Only where nothing is uncommitted, as in a read-only store."""
+        self._evict()
 
     def close(self) -> None:
         """Close the store. What wasn't committed is forgotten. Idempotent."""
+        with self._maintenance:
+            self._close()
+
+    def _close(self) -> None:
         db, self._db = self._db, None
         if db is not None:
             if not self.read_only and not self.durable:
@@ -636,7 +682,7 @@ class StateEngine:
         self._set_types()
         raw = db.get(at_.ROW_OFFSETS)
         if raw is not None:
-            *mem.S.P[:3], mem.S.M[at_.M_USERS], mem.S.M[at_.M_EPOCH] = _OFFSETS.unpack(raw)
+            *mem.S.P[:3], mem.S.M[at_.M_USERS], mem.S.M[at_.M_EPOCH] = OFFSETS.unpack(raw)
         mark = db.get(at_.ROW_GROUPS)
         self.map_id = mark.decode() if mark else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from rocksdict import AccessType, BlockBasedOptions, Cache, DBCompressionType, O
 
 from stream_dmgin.errors import FormatError, InputError, StoreBusy, StreamDmginError
 from stream_dmgin.state.layout import ROW_META, STATE_FORMAT
+
+OFFSETS = struct.Struct("<5q")  # row `o`: next offsets of the three event topics, users, epoch of the group map
+SIDE = b"x"  # prefix of the rows that callers keep in the store
+REQUESTS_ROW = b"r/next"  # side row: next request to answer, in the same batch as the state
 
 WRITE_BUFFER = 8 << 20  # bytes; two a store, so that 64 stores fit
 BLOCK_CACHE = 8 << 20

@@ -21,6 +21,7 @@ class Health:
     turned: float = field(default_factory=time.monotonic)  # when the loop last came round
     partitions: tuple[int, ...] = ()
     restore_remaining: int = 0
+    restore_bytes: int = 0  # of snapshots, on their way here
     lag: dict[str, int] = field(default_factory=dict)
     offsets: dict[TP, int] = field(default_factory=dict)  # next offsets of the owned partitions
     model: str = ""
@@ -56,12 +57,13 @@ class Health:
     def ready(self) -> tuple[int, dict[str, Any]]:
         """(HTTP status, body): 200 once partitions are assigned and their state has caught up with the log, unless the worker
         waits for room on its disk."""
-        ok = self.assigned and self.restore_remaining == 0 and not self.stopping and not self.waiting
+        ok = self.assigned and not (self.restore_remaining or self.restore_bytes or self.stopping or self.waiting)
         return (200 if ok else 503), {
             "ready": ok,
             "waiting": self.waiting,
             "partitions": list(self.partitions),
             "restore_remaining": self.restore_remaining,
+            "restore_remaining_bytes": self.restore_bytes,
             "lag": self.lag,
             "model": self.model,
             "groups": self.groups,

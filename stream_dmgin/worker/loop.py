@@ -25,13 +25,14 @@ from stream_dmgin.errors import Fenced, LogUnavailable, RecordError, StreamDmgin
 from stream_dmgin.log.base import TP, Batch, GroupReader, Headers, Record, Writer, batch_of
 from stream_dmgin.records import decode_request, request_identity
 from stream_dmgin.state.parse import EventColumns, parse_events
+from stream_dmgin.state.store import REQUESTS_ROW
 from stream_dmgin.worker.answers import Answers, Asked
 from stream_dmgin.worker.between import Between
 from stream_dmgin.worker.dead_letters import dead_letter, without_value
 from stream_dmgin.worker.delivery import Delivery
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.limits import DeadLetterLimit, poisoned
-from stream_dmgin.worker.partitions import REQUESTS_ROW, Owned, Partitions
+from stream_dmgin.worker.partitions import Owned, Partitions
 from stream_dmgin.worker.shared import Shared
 
 log_ = logging.getLogger(__name__)

@@ -33,6 +33,21 @@ class Metrics:
         self.restoring = Gauge(
             "sdmgin_restore_remaining_records", "Records to fold before requests are answered", registry=r
         )
+        # Above 0: stores are being fetched from snapshots. It must fall; else look at the location of the snapshots.
+        self.restoring_bytes = Gauge(
+            "sdmgin_restore_remaining_bytes", "Bytes of snapshots on their way here", registry=r
+        )
+        # failed: the worker's log says why; older snapshots stay good, and the fold goes on.
+        self.snapshots = Counter("sdmgin_snapshots_total", "Snapshots taken by itself", ["outcome"], registry=r)
+        # time() minus this above a few times `snapshot.every_s`: a recovery would have a long tail to fold.
+        self.snapshot_time = Gauge(
+            "sdmgin_last_snapshot_timestamp_seconds", "When the last snapshot was complete", registry=r
+        )
+        self.snapshot_bytes = Counter("sdmgin_snapshot_uploaded_bytes_total", "Bytes uploaded by snapshots", registry=r)
+        # How long the fold stood for a checkpoint of one partition: milliseconds.
+        self.checkpoint_time = Gauge(
+            "sdmgin_checkpoint_pause_seconds", "Longest pause of the last snapshot", registry=r
+        )
         self.partitions = Gauge("sdmgin_partitions_assigned", "User-keyed partitions this worker owns", registry=r)
         # From the request's record timestamp to the score handed to the producer.
         self.latency = Histogram(

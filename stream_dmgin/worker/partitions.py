@@ -22,12 +22,22 @@ from stream_dmgin.errors import FormatError, StoreBusy, StreamDmginError
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import TP, GroupReader, Log
 from stream_dmgin.state.engine import StateEngine
-from stream_dmgin.state.ops.places import META, Maps, open_store_under_its_map, store_path, write_json
+from stream_dmgin.state.ops.places import (
+    META,
+    META_FORMAT,
+    Maps,
+    check_meta,
+    open_store_under_its_map,
+    store_path,
+    write_json,
+)  # fmt: skip
+from stream_dmgin.state.store import REQUESTS_ROW
 from stream_dmgin.worker.health import Health
 
 log_ = logging.getLogger(__name__)
 
-REQUESTS_ROW = b"r/next"  # next request to answer, in the same batch as the state
+Offsets = Mapping[str, Mapping[int, int]]  # full topic name -> partition -> offset
+Recover = Callable[[list[int], Offsets, Offsets], None]  # fills stores that aren't here: (partitions, begins, ends)
 BUSY_S = 15.0  # a store on the same machine is released by its last owner within moments
 KEPT_S = 3.0  # how long the stores of an eager rebalance wait for its end
 
@@ -106,6 +116,7 @@ class Partitions:
         self._leaving = False
         self.generation = 0  # changes with each assignment
         self.wait_for_state = True  # requests wait until the state is as fresh as the log was at assignment
+        self.recover: Recover = _from_log  # set by the worker, if there are snapshots to take from
         self.reader: GroupReader | None = None  # set by the worker, once it has subscribed with this listener
 
     def _check_partitions(self) -> int:
@@ -154,6 +165,7 @@ class Partitions:
             self._before_open()
             ends = {t: self._log.ends(t) for t in self.names}
             begins = {t: self._log.begins(t) for t in self.names}
+            self.recover([p for p in new if p not in self._kept], begins, ends)
             committed = self.reader.committed([(t, p) for t in self._topics() for p in new]) if self.reader else {}
             for p in new:
                 self._open(p, ends, begins, committed)
@@ -260,8 +272,8 @@ class Partitions:
     def _open(
         self,
         p: int,
-        ends: Mapping[str, Mapping[int, int]],
-        begins: Mapping[str, Mapping[int, int]],
+        ends: Offsets,
+        begins: Offsets,
         committed: Mapping[TP, int],
     ) -> None:
         path = store_path(self._dir, p)
@@ -273,7 +285,8 @@ class Partitions:
             if row is not None and have < begins[t][p]:
                 raise StreamDmginError(
                     f"{t}/{p}: the store has folded up to offset {have}, but the log now begins at {begins[t][p]}: records "
-                    f"between are gone. Either restore a newer store, or accept the loss by removing {path} (a rebuild from what is left)"
+                    f"between are gone. Either restore a newer snapshot (`state restore --partition {p} --yes`), or accept the loss by "
+                    f"removing {path} (a rebuild from what is left)"
                 )
             if row is None and begins[t][p] > 0:
                 log_.warning("%s/%d begins at offset %d: what was before is not in the state", t, p, begins[t][p])
@@ -304,6 +317,10 @@ class Partitions:
                 time.sleep(0.05)
 
 
+def _from_log(numbers: list[int], begins: Offsets, ends: Offsets) -> None:
+    """Nothing to recover from: an empty store folds the whole log."""
+
+
 def check_topics(log: Log, prefix: str) -> None:
     """Raises StreamDmginError naming every topic of the contract that the log lacks, and the command that makes them."""
     have = log.topics()
@@ -318,9 +335,10 @@ def read_meta(state_dir: Path) -> dict[str, object] | None:
     """What the stores under this directory were folded with: partitions, prefix, group map (id and file). None: no stores."""
     try:
         meta: dict[str, object] = json.loads((state_dir / META).read_text())
-        return meta
     except FileNotFoundError:
         return None
+    check_meta(meta, state_dir)
+    return meta
 
 
 def read_groups(path: str, state_dir: Path) -> GroupMap:
@@ -346,7 +364,7 @@ def write_meta(state_dir: Path, partitions: int, prefix: str, groups: GroupMap) 
     write_json(
         state_dir / META,
         {
-            "partitions": partitions, "prefix": prefix, "groups": groups.id,
+            "format": META_FORMAT, "partitions": partitions, "prefix": prefix, "groups": groups.id,
             "groups_file": Maps(state_dir).file(groups.id).name, "unmarked": unmarked,
         },
     )  # fmt: skip

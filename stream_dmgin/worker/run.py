@@ -29,12 +29,15 @@ from stream_dmgin.worker.http import HealthServer, free_address
 from stream_dmgin.worker.lag import LagWatcher
 from stream_dmgin.worker.limits import DeadLetterLimit
 from stream_dmgin.worker.loop import Loop
+from stream_dmgin.worker.maintenance import Maintenance
 from stream_dmgin.worker.ordered import OrderedReader
 from stream_dmgin.worker.partitions import Owned, Partitions, check_topics, read_groups
 from stream_dmgin.worker.place import place
+from stream_dmgin.worker.recovery import Recovery
 from stream_dmgin.worker.regroup import Regroup
 from stream_dmgin.worker.releases import Releases, ScorersByMap
 from stream_dmgin.worker.shared import Shared
+from stream_dmgin.worker.snapshots import Checkpoints, Snapshots
 from stream_dmgin.worker.watchdog import Watchdog
 
 log_ = logging.getLogger(__name__)
@@ -103,7 +106,8 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         health = Health()
         log = stack.enter_context(open_log(settings.log, settings.kafka))
         check_topics(log, settings.prefix)
-        groups = read_groups(settings["worker.groups"], settings.data_dir / "state")
+        recovery = Recovery(settings, health) if settings["snapshot.to"] else None
+        groups = recovery.groups() if recovery else read_groups(settings["worker.groups"], settings.data_dir / "state")
         health.groups = groups.id
         writer = log.writer(linger_ms=0 if score else 5)
         stack.callback(writer.close)
@@ -126,6 +130,8 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
             on_open=opened, before_open=shared.catch_up_counters,
             release=lambda released: part[0].release(released), on_lost=lambda: part[0].lost(),  # noqa: PLW0108 - the loop comes later
         )  # fmt: skip
+        if recovery:
+            partitions.recover = recovery.fill
         stack.callback(partitions.close)
         partitions.wait_for_state = not ordered
         names = [settings.topic(t) for t in (*topics.EVENTS, *((topics.REQUESTS,) if score else ()))]
@@ -172,7 +178,11 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         stack.callback(regroup.close)
         regroup.begin()
         loop.chores.append(regroup.turn)
-        stack.enter_context(Admin(settings.data_dir))
+        checkpoints = Checkpoints(loop.between, partitions, settings.data_dir, health)
+        maintenance = Maintenance(loop.between, partitions)
+        stack.enter_context(Admin(settings.data_dir, {"checkpoint": checkpoints.verb, "compact": maintenance.compact}))
+        if settings["snapshot.to"] and settings["snapshot.every_s"]:
+            stack.enter_context(Snapshots(settings, checkpoints, health))
         stack.callback(loop.between.close)
         try:
             yield Worker(

@@ -12,11 +12,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stream_dmgin.errors import InputError
+from stream_dmgin.errors import FormatError, InputError
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.state.engine import StateEngine
 
 META = "meta.json"
+META_FORMAT = 1  # of that file; one without a format is of format 1
 
 
 def store_path(directory: Path, partition: int) -> Path:
@@ -55,6 +56,15 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     tmp = path.with_name(f"{path.name}.{os.getpid()}")
     tmp.write_text(json.dumps(value))
     tmp.replace(path)
+
+
+def check_meta(meta: dict[str, Any], directory: Path) -> None:
+    """Raises FormatError when a newer version has written it."""
+    if int(meta.get("format", 1)) > META_FORMAT:
+        raise FormatError(
+            f"{directory / META} has format {meta['format']}, this version reads up to {META_FORMAT}: upgrade stream-dmgin, "
+            "or use another --data-dir: its state is rebuilt from the log"
+        )
 
 
 def _name(partition: int) -> str:

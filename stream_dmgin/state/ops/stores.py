@@ -7,6 +7,7 @@ which a running worker doesn't notice: what is seen is what it had committed at 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from stream_dmgin import topics
 from stream_dmgin.errors import FormatError, InputError
 from stream_dmgin.log.murmur2 import partition_of
 from stream_dmgin.state.engine import StateEngine
-from stream_dmgin.state.ops.places import META, Maps, open_store_under_its_map, store_path
+from stream_dmgin.state.ops.places import META, Maps, check_meta, open_store_under_its_map, store_path
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Stores:
         directory = Path(data_dir) / "state"
         try:
             meta = json.loads((directory / META).read_text())
+            check_meta(meta, directory)
             groups = str(meta["groups"])
             return cls(
                 directory, int(meta["partitions"]), str(meta["prefix"]), groups, str(meta.get("unmarked", groups))
@@ -71,4 +73,8 @@ class Stores:
 
     def offsets(self, engine: StateEngine) -> dict[str, int]:
         """Full topic name -> next offset that the store had folded."""
-        return {self.prefix + topics.EVENTS[t]: o for t, o in sorted(engine.offsets.items())}
+        return self.named(o for _, o in sorted(engine.offsets.items()))
+
+    def named(self, offsets: Iterable[int]) -> dict[str, int]:
+        """Offsets in the order of the event topics, under their full names."""
+        return {self.prefix + t: o for t, o in zip(topics.EVENTS, offsets, strict=True)}

@@ -1,0 +1,29 @@
+"""Compaction of a running worker's stores, for `state compact`: in the asker's thread, slice by slice, beside the fold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stream_dmgin.worker.admin import Tell
+from stream_dmgin.worker.between import Between
+from stream_dmgin.worker.partitions import Partitions
+
+
+class Maintenance:
+    """Called from threads of the local door."""
+
+    def __init__(self, between: Between, partitions: Partitions) -> None:
+        self._between, self._partitions = between, partitions
+
+    def compact(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:
+        """{"partition": one, or none for all} -> {"partitions": [...]}; tells {"partition", "done", "of"}."""
+        wanted = arguments.get("partition")
+
+        def engines() -> dict[int, Any]:
+            return {p: o.engine for p, o in self._partitions.owned.items() if wanted in (None, p)}
+
+        mine = self._between.call(engines)
+        for p, engine in sorted(mine.items()):
+            for done, of in engine.compact():
+                tell({"partition": p, "done": done, "of": of})
+        return {"partitions": sorted(mine)}
