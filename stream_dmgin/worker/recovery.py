@@ -110,6 +110,7 @@ class Recovery:
             now = time.monotonic()
             if done != seen:
                 seen, self._health.turned = done, now
+                self._health.step()
             if now - reported > REPORT_S:
                 reported = now
                 log_.info("restoring: %d of %d MB", done // 1_000_000, total // 1_000_000)

@@ -17,11 +17,13 @@ import numpy as np
 from rocksdict import Rdict
 
 from stream_dmgin import topics
+from stream_dmgin.control import read_control
 from stream_dmgin.errors import StoreBusy, StreamDmginError
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import Log
 from stream_dmgin.log.scan import scan
 from stream_dmgin.state.engine import StateEngine
+from stream_dmgin.state.erased import MARK, Erased
 from stream_dmgin.state.ops.restore import swap_in
 from stream_dmgin.state.ops.stores import Stores
 from stream_dmgin.state.parse import parse_events
@@ -65,6 +67,7 @@ def rebuild(
             problems, source = got.problems, got.manifest.id if got.manifest else "log"
         engine = StateEngine.open(new, partition, groups, cache_bytes=CACHE_BYTES, durable=False)
         try:
+            engine.ignore(Erased(read_control(log, stores.prefix)[0].erasures.get(partition, {}).values()))
             records = _fold(engine, stores, partition, facts, log, told)
             users = engine.count_users()
             _take_side_rows(engine, db)
@@ -111,13 +114,15 @@ def _fold(engine: StateEngine, stores: Stores, partition: int, facts: Facts, log
 
 
 def _take_side_rows(engine: StateEngine, old: Rdict) -> None:
+    """All but the marks of erasures: a snapshot may be of before, so the next worker carries them out again."""
     rows: list[tuple[bytes, bytes]] = []
     for key, value in old.items(from_key=SIDE):
         if not key.startswith(SIDE):
             break
-        rows.append((bytes(key[len(SIDE) :]), bytes(value)))
+        if not key.startswith(SIDE + MARK):
+            rows.append((bytes(key[len(SIDE) :]), bytes(value)))
     names = {k for k, _ in rows}
-    engine.commit(rows, [bytes(k) for k, _ in engine.scan(b"") if bytes(k) not in names])
+    engine.commit(rows, [bytes(k) for k, _ in engine.scan(b"") if not k.startswith(MARK) and bytes(k) not in names])
 
 
 def _wrong(m: Manifest, stores: Stores, facts: Facts, groups: GroupMap, place: Place) -> str:
