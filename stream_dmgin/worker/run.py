@@ -178,7 +178,7 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         stack.callback(regroup.close)
         regroup.begin()
         loop.chores.append(regroup.turn)
-        checkpoints = Checkpoints(loop.between, partitions, settings.data_dir, health)
+        checkpoints = Checkpoints(loop.between, partitions, loop.commit_one, settings.data_dir, health)
         maintenance = Maintenance(loop.between, partitions)
         stack.enter_context(Admin(settings.data_dir, {"checkpoint": checkpoints.verb, "compact": maintenance.compact}))
         if settings["snapshot.to"] and settings["snapshot.every_s"]:

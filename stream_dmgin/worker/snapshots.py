@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,10 +24,11 @@ from stream_dmgin.state.snapshots.manifest import new_id
 from stream_dmgin.state.snapshots.place import Place
 from stream_dmgin.state.snapshots.run import ToldPartition, plan, silent, upload_all
 from stream_dmgin.state.snapshots.upload import Stopped
+from stream_dmgin.state.store import REQUESTS_ROW
 from stream_dmgin.worker import admin
 from stream_dmgin.worker.between import Between
 from stream_dmgin.worker.health import Health
-from stream_dmgin.worker.partitions import Partitions
+from stream_dmgin.worker.partitions import Owned, Partitions
 
 log_ = logging.getLogger(__name__)
 
@@ -38,8 +39,11 @@ STOP_S = 5.0
 class Checkpoints:
     """Makes checkpoints of the partitions that the worker owns. Called from other threads than the loop's."""
 
-    def __init__(self, between: Between, partitions: Partitions, data_dir: Path, health: Health) -> None:
-        self._between, self._partitions, self._data_dir, self._health = between, partitions, data_dir, health
+    def __init__(
+        self, between: Between, partitions: Partitions, commit: Callable[[Owned], None], data_dir: Path, health: Health
+    ) -> None:
+        self._between, self._partitions, self._commit = between, partitions, commit
+        self._data_dir, self._health = data_dir, health
 
     def verb(self, arguments: dict[str, Any], tell: admin.Tell) -> dict[str, Any]:
         """`checkpoint`: {"id": ..., "without": [partitions]} -> {"partitions": [...], "pause_ms": longest stop of the fold}."""
@@ -74,6 +78,8 @@ class Checkpoints:
             if what == "checkpoint":
                 owned.engine.checkpoint(path)
             elif what == "begin":
+                if owned.dirty and owned.engine.get(REQUESTS_ROW) is None:  # never committed yet
+                    self._commit(owned)
                 owned.engine.begin_flush()
             done = owned.engine.flushed() if what == "flushed" else True
             longest = max(longest, time.perf_counter() - t0)

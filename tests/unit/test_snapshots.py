@@ -13,7 +13,6 @@ import pytest
 from stream_dmgin.cli.main import main
 from stream_dmgin.errors import FormatError, InputError, StoreBusy
 from stream_dmgin.log.base import open_log
-from stream_dmgin.state.engine import StateEngine
 from stream_dmgin.state.ops.diff import diff
 from stream_dmgin.state.ops.rebuild import rebuild
 from stream_dmgin.state.ops.restore import plan, restore
@@ -296,7 +295,7 @@ def test_the_verbs(world: World, kept: Path, tmp_path: Path, capsys: pytest.Capt
     assert code == 0 and one["partitions"] == [2] and one["replaces"] == [str(store_path(b / "state", 2))]
     assert offsets(b)["2"] == offsets(world.data)["2"] and offsets(b)["1"] != offsets(world.data)["1"]
     # a store that a worker has open is not touched
-    engine = Stores.of(b).partitions and StateEngine.open(store_path(b / "state", 0), 0, Stores.of(b).groups)
+    engine = Stores.of(b).open(0, read_only=False)
     assert cli(capsys, "restore", "--data-dir", b, "--from", kept, "--yes")[0] == 3
     engine.close()
     assert cli(capsys, "restore", "--data-dir", b, "--from", kept, "--yes")[0] == 0
