@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import signal
+import os
 import sys
 from typing import Any
 
@@ -18,7 +18,7 @@ NOUNS = {
     "simulate": "a city of shops and users with a known click probability",
     "data": "import public logs or your own tables",
     "groups": "item groups: build, import, show, list",
-    "state": "what is known of users: users, show, stats, verify, erase",
+    "state": "what is known of users: users, show, stats, verify, erase; snapshot, restore, rebuild, compact, diff",
     "dead-letters": "records that could not be processed: list, show, replay, skip",
     "score": "one request by hand, with an explanation",
     "train": "train a model on a replayed log",
@@ -30,6 +30,7 @@ NOUNS = {
     "config": "show the settings in force, and where each came from",
 }
 INTERRUPTED = 130
+UNREAD = 141  # as a shell says of a process that SIGPIPE ended
 
 
 class _Nouns(click.Group):
@@ -60,9 +61,9 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> Any:
     """Entry point; turns errors into one line on stderr and an exit code."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL) if hasattr(signal, "SIGPIPE") else None
     try:
         code = cli.main(args=argv, prog_name="stream-dmgin", standalone_mode=False)
+        sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except StreamDmginError as e:
         click.echo(f"stream-dmgin: {e}", err=True)
@@ -70,6 +71,9 @@ def main(argv: list[str] | None = None) -> Any:
     except click.ClickException as e:
         e.show()
         sys.exit(2)
+    except BrokenPipeError:  # `| head`. The signal itself stays ignored: a peer that goes away must not end a worker
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(UNREAD)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stream-dmgin: interrupted", err=True)
         sys.exit(INTERRUPTED)

@@ -1,5 +1,6 @@
 """The worker's local door: asked from other processes' point of view, with the loop played by this test."""
 
+import signal
 import socket
 import stat
 import tempfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from stream_dmgin.cli.main import main
 from stream_dmgin.errors import InputError, StreamDmginError, UnavailableError
 from stream_dmgin.worker.admin import Admin, ask, workers
 from stream_dmgin.worker.between import Between
@@ -77,6 +79,13 @@ def test_an_asker_who_goes_away_harms_nothing(data: Path) -> None:
         went.set()
         assert done.wait(60)
         assert ask(admin.path, "ping")["pid"] > 0
+
+
+def test_the_command_line_leaves_broken_pipes_to_their_writers(capsys: pytest.CaptureFixture[str]) -> None:
+    """A worker is a command, too: a client that closes its connection must not end it."""
+    with pytest.raises(SystemExit):
+        main(["config", "show"])
+    assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN
 
 
 def test_jobs_run_on_the_loop_one_a_turn_in_order() -> None:

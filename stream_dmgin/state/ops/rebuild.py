@@ -17,7 +17,7 @@ import numpy as np
 from rocksdict import Rdict
 
 from stream_dmgin import topics
-from stream_dmgin.control import read_control
+from stream_dmgin.control import Control, mask_skipped, read_control
 from stream_dmgin.errors import StoreBusy, StreamDmginError
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import Log
@@ -67,8 +67,9 @@ def rebuild(
             problems, source = got.problems, got.manifest.id if got.manifest else "log"
         engine = StateEngine.open(new, partition, groups, cache_bytes=CACHE_BYTES, durable=False)
         try:
-            engine.ignore(Erased(read_control(log, stores.prefix)[0].erasures.get(partition, {}).values()))
-            records = _fold(engine, stores, partition, facts, log, told)
+            control = read_control(log, stores.prefix)[0]
+            engine.ignore(Erased(control.erasures.get(partition, {}).values()))
+            records = _fold(engine, stores, partition, facts, log, control, told)
             users = engine.count_users()
             _take_side_rows(engine, db)
         finally:
@@ -82,7 +83,9 @@ def rebuild(
     }  # fmt: skip
 
 
-def _fold(engine: StateEngine, stores: Stores, partition: int, facts: Facts, log: Log, told: ToldPartition) -> int:
+def _fold(
+    engine: StateEngine, stores: Stores, partition: int, facts: Facts, log: Log, control: Control, told: ToldPartition
+) -> int:
     names = [stores.prefix + t for t in topics.EVENTS]
     ranges = {(t, partition): (engine.offsets[k], facts.offsets[k]) for k, t in enumerate(names)}
     for (t, p), (start, end) in ranges.items():
@@ -99,6 +102,7 @@ def _fold(engine: StateEngine, stores: Stores, partition: int, facts: Facts, log
     tell = told(partition, sum(end - start for start, end in ranges.values()))
     records = since = 0
     for batch, inside in scan(log, ranges):
+        mask_skipped(batch, stores.prefix, control.skips)
         columns, _ = parse_events(batch, np.array([names.index(t) for t in batch.topics], np.uint8))
         rows = np.flatnonzero(inside).astype(np.int32)
         engine.fold(columns, rows)
