@@ -81,6 +81,7 @@ SETTINGS = (
             "a name of this worker alone that stays over restarts (Kafka's static membership): a restart moves no partitions"),
     Setting("worker.group_protocol", str, "classic", "Kafka's group protocol: classic, or consumer (KIP-848, Kafka 4.0 or newer)",
             lambda v: v in ("classic", "consumer"), "give classic or consumer"),
+    Setting("worker.standby", bool, False, "keep copies of the partitions that other workers own, for a warm take-over"),
     Setting("worker.exactly_once", bool, False, "scores and dead letters in Kafka transactions: consumers see each once"),
     Setting("worker.transaction_ms", int, 50, "exactly once: milliseconds between two transactions, which answers wait for",
             lambda v: 1 <= v <= 5000, "give 1 to 5000 milliseconds"),

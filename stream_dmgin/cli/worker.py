@@ -25,9 +25,16 @@ from stream_dmgin.cli.common import Context, common_options, setting_flags
     default=None,
     help="scores and dead letters in Kafka transactions: consumers see each once",
 )
+@click.option("--standby", is_flag=True, default=None, help="keep copies of the partitions that other workers own")
 @click.option("--http", metavar="HOST:PORT", help="health and metrics, or `off` [default: 127.0.0.1:8088]")
 @common_options
-@setting_flags(groups="worker.groups", model="worker.model", http="worker.http", exactly_once="worker.exactly_once")
+@setting_flags(
+    groups="worker.groups",
+    model="worker.model",
+    http="worker.http",
+    exactly_once="worker.exactly_once",
+    standby="worker.standby",
+)
 def command(
     ctx: Context,
     groups: str | None,
@@ -36,6 +43,7 @@ def command(
     until_end: bool,
     ordered: bool,
     exactly_once: bool | None,
+    standby: bool | None,
     http: str | None,
 ) -> None:
     """Fold events into state and answer score requests, until SIGTERM.

@@ -65,17 +65,19 @@ def open_store(path: Path, partition: int, read_only: bool) -> Rdict:
             ) from None
         raise StreamDmginError(f"{path}: the store can't be opened: {text}") from e
     try:
-        check_format(db, path, partition, exists)
+        check_format(db, path, partition, exists, read_only)
     except BaseException:
         db.close()
         raise
     return db
 
 
-def check_format(db: Rdict, path: Path, partition: int, exists: bool) -> None:
+def check_format(db: Rdict, path: Path, partition: int, exists: bool, read_only: bool = False) -> None:
     """Check the meta row, or write it into a new store."""
     raw = db.get(ROW_META)
     if raw is None:
+        if read_only:
+            raise InputError(f"{path}: there is no state in it yet: look again when its worker has committed")
         if exists and next(iter(db.keys()), None) is not None:
             raise FormatError(f"{path}: this is not a state of stream-dmgin: name another directory")
         db[ROW_META] = json.dumps({"format": STATE_FORMAT, "partition": partition}).encode()

@@ -58,6 +58,13 @@ class Metrics:
             buckets=(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3), registry=r,
         )  # fmt: skip
         # Grows without bound: commits fail or hang; look at the disk and at the log of the worker.
+        self.standby = Gauge(
+            "sdmgin_standby_partitions", "Partitions of other workers of which a copy is kept", registry=r
+        )
+        # Stays high: a take-over would not be warm.
+        self.standby_remaining = Gauge(
+            "sdmgin_standby_remaining_records", "Records that the standby copies are behind their owners", registry=r
+        )
         self.commit_time = Gauge("sdmgin_last_commit_timestamp_seconds", "When state was last committed", registry=r)
         self.commits = Counter("sdmgin_commits_total", "Commits of state", registry=r)
         self.users_cached = Gauge("sdmgin_users_cached", "Users whose state is in memory", registry=r)

@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from stream_dmgin import topics
 from stream_dmgin.errors import FormatError, StoreBusy, StreamDmginError
@@ -39,6 +40,7 @@ log_ = logging.getLogger(__name__)
 Offsets = Mapping[str, Mapping[int, int]]  # full topic name -> partition -> offset
 Recover = Callable[[list[int], Offsets, Offsets], None]  # fills stores that aren't here: (partitions, begins, ends)
 BUSY_S = 15.0  # a store on the same machine is released by its last owner within moments
+SURPLUS_S = 5.0  # a worker that has got no partition by then is one too many: a standby for all
 KEPT_S = 3.0  # how long the stores of an eager rebalance wait for its end
 
 
@@ -91,6 +93,19 @@ class Owned:
         return left
 
 
+class Copies(Protocol):
+    """Where stores of others' partitions are kept open (worker/standby.py)."""
+
+    def has(self, partition: int) -> bool:
+        """Whether there is one."""
+
+    def take(self, partition: int) -> StateEngine | None:
+        """The store of a partition that this worker owns from now on."""
+
+    def give(self, partition: int, engine: StateEngine) -> None:
+        """A committed store of a partition that goes to another worker."""
+
+
 class Partitions:
     """The group's listener. `before_open()` and `on_open(owned)` let the worker tie in the shared counters; `release` makes
     durable all that these partitions' owner has to write."""
@@ -114,6 +129,8 @@ class Partitions:
         self._kept: dict[int, StateEngine] = {}  # committed, and open until an eager rebalance has ended
         self._kept_until = 0.0
         self._leaving = False
+        self._began = time.monotonic()
+        self.standby: Copies | None = None  # set by the worker, if it keeps copies
         self.generation = 0  # changes with each assignment
         self.wait_for_state = True  # requests wait until the state is as fresh as the log was at assignment
         self.recover: Recover = _from_log  # set by the worker, if there are snapshots to take from
@@ -161,6 +178,7 @@ class Partitions:
         t0 = time.monotonic()
         whole = [p for p in sorted({p for _, p in self._given}) if all((t, p) in self._given for t in self._topics())]
         new = [p for p in whole if p not in self.owned]
+        copies = sum(self.standby.has(p) for p in new) if self.standby else 0
         if new:
             self._before_open()
             ends = {t: self._log.ends(t) for t in self.names}
@@ -174,7 +192,8 @@ class Partitions:
         self._health.metrics.rebalances.labels("assigned").inc()
         self._tell()
         took = (time.monotonic() - t0) * 1000
-        log_.info("assigned partitions %s, stores open after %.0f ms", sorted({p for _, p in partitions}), took)
+        warm = f", {copies} of them standby copies" if copies else ""
+        log_.info("assigned partitions %s, stores open after %.0f ms%s", sorted({p for _, p in partitions}), took, warm)
         # All topics of a partition that is whole now, those that the group gave earlier too: they were read past meanwhile
         wanted = {tp for tp in self._given if tp[1] in new} | set(partitions)
         return {(t, p): (self.next_offset(o, t) if (o := self.owned.get(p)) else 0) or -2 for t, p in wanted}
@@ -189,8 +208,7 @@ class Partitions:
             self._kept |= gone
             self._kept_until = time.monotonic() + KEPT_S
         else:
-            for engine in gone.values():
-                engine.close()
+            self._let_go(gone)
         self._health.metrics.rebalances.labels("revoked").inc()
         self._tell()
         log_.info("released partitions %s", numbers)
@@ -229,8 +247,26 @@ class Partitions:
 
     def _close_kept(self) -> None:
         kept, self._kept = self._kept, {}
-        for engine in kept.values():
-            engine.close()
+        self._let_go(kept)
+
+    def _let_go(self, engines: Mapping[int, StateEngine]) -> None:
+        for p, engine in engines.items():
+            if self.standby is not None and not self._leaving:
+                self.standby.give(p, engine)
+            else:
+                engine.close()
+
+    def not_others(self) -> set[int] | None:
+        """Partitions that are this worker's, or may be in a moment; None while the group may be about to give some."""
+        if not self.generation and time.monotonic() - self._began < SURPLUS_S:
+            return None
+        return {p for _, p in self._given} | self.owned.keys() | self._kept.keys()
+
+    def open_store(self, p: int) -> StateEngine:
+        """The store of a partition. Raises StoreBusy."""
+        return open_store_under_its_map(
+            store_path(self._dir, p), p, self.maps, self.unmarked, self._groups, cache_bytes=self._cache_bytes
+        )
 
     # What the worker asks
 
@@ -277,7 +313,7 @@ class Partitions:
         committed: Mapping[TP, int],
     ) -> None:
         path = store_path(self._dir, p)
-        engine = self._kept.pop(p, None) or self._open_waiting(path, p)
+        engine = self._kept.pop(p, None) or (self.standby.take(p) if self.standby else None) or self._open_waiting(p)
         row = engine.get(REQUESTS_ROW)  # every commit writes it
         offsets = engine.offsets
         for t, n in self.names.items():
@@ -304,13 +340,11 @@ class Partitions:
         self._on_open(o)
         self.owned[p] = o
 
-    def _open_waiting(self, path: Path, p: int) -> StateEngine:
+    def _open_waiting(self, p: int) -> StateEngine:
         until = time.monotonic() + BUSY_S
         while True:
             try:
-                return open_store_under_its_map(
-                    path, p, self.maps, self.unmarked, self._groups, cache_bytes=self._cache_bytes
-                )
+                return self.open_store(p)
             except StoreBusy:
                 if time.monotonic() > until:
                     raise

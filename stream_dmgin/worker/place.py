@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+from stream_dmgin.errors import ConfigError
+
 
 @contextmanager
 def place(data_dir: Path) -> Iterator[str]:
@@ -32,3 +34,20 @@ def place(data_dir: Path) -> Iterator[str]:
                 f.flush()
             yield name
             return
+
+
+@contextmanager
+def sharing(data_dir: Path, alone: bool) -> Iterator[None]:
+    """Workers may share a data directory, but one with standby copies holds all stores of it. Raises ConfigError."""
+    directory = Path(data_dir) / "places"
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / "lock", "a+") as f:
+        try:
+            fcntl.flock(f, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                "data_dir",
+                str(data_dir),
+                "give each worker a directory of its own where one of them has worker.standby",
+            ) from None
+        yield

@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -32,12 +32,13 @@ from stream_dmgin.worker.loop import Loop
 from stream_dmgin.worker.maintenance import Maintenance
 from stream_dmgin.worker.ordered import OrderedReader
 from stream_dmgin.worker.partitions import Owned, Partitions, check_topics, read_groups
-from stream_dmgin.worker.place import place
+from stream_dmgin.worker.place import place, sharing
 from stream_dmgin.worker.recovery import Recovery
 from stream_dmgin.worker.regroup import Regroup
 from stream_dmgin.worker.releases import Releases, ScorersByMap
 from stream_dmgin.worker.shared import Shared
 from stream_dmgin.worker.snapshots import Checkpoints, Snapshots
+from stream_dmgin.worker.standby import Standby
 from stream_dmgin.worker.watchdog import Watchdog
 
 log_ = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
     """
     with ExitStack() as stack:
         health = Health()
+        stack.enter_context(sharing(settings.data_dir, alone=settings["worker.standby"]))
         log = stack.enter_context(open_log(settings.log, settings.kafka))
         check_topics(log, settings.prefix)
         recovery = Recovery(settings, health) if settings["snapshot.to"] else None
@@ -116,8 +118,16 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         stack.callback(shared.close)
         answers = _answers(settings, shared, groups, health) if score else None
         part: list[Any] = []
+
+        def commit(o: Owned, rows: Sequence[tuple[bytes, bytes]]) -> None:
+            if standby is not None and standby.copies.get(o.partition) is o:
+                standby.commit(o, rows)
+            else:
+                part[0].commit_one(o, rows)
+
+        standby: Standby | None = None
         erasing = Erasing(
-            log, settings.prefix, settings.data_dir, shared.control, health, commit=lambda o, rows: part[0].commit_one(o, rows),  # noqa: PLW0108 - the loop comes later
+            log, settings.prefix, settings.data_dir, shared.control, health, commit=commit,
             forget=answers.forget if answers is not None else lambda user: None,
         )  # fmt: skip
 
@@ -165,7 +175,16 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         if not ordered:  # a merge by time can't hold single partitions back
             disk = Disk(settings.data_dir, settings["worker.disk_free_mb"], settings["worker.disk_free_percent"])
             loop.chores.append(lambda: _watch_disk(disk, health))
-        loop.chores.append(lambda: erasing.turn(partitions.owned))
+        if settings["worker.standby"] and not ordered:
+            standby = Standby(
+                log, settings.prefix, partitions.total, shared.control, health, open_store=partitions.open_store,
+                published=shared.published, mine=partitions.not_others, on_open=erasing.opened,
+            )  # fmt: skip
+            stack.callback(standby.close)
+            partitions.standby = standby
+            loop.chores.append(standby.turn)
+        copies = standby.copies if standby is not None else {}
+        loop.chores.append(lambda: erasing.turn({**copies, **partitions.owned}))
         shared.catch_up()
         regroup = Regroup(
             settings,

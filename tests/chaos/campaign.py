@@ -33,8 +33,8 @@ class Plan:
     workers: int = 3
     shared: bool = False
     rate: int = 200
-    every_s: tuple[float, float] = (1.0, 6.0)  # between two accidents
-    broker_s: tuple[float, float] = (30.0, 90.0)  # between two restarts of the broker
+    every_s: tuple[float, float] = (0.5, 4.0)  # between two accidents
+    broker_s: tuple[float, float] = (60.0, 180.0)  # between two restarts of the broker
     env: dict[str, str] = field(default_factory=dict)
     args: tuple[str, ...] = ()
     must_kill: int = 0  # go on until so many were killed, beyond `seconds` if need be
