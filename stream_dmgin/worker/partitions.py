@@ -178,12 +178,12 @@ class Partitions:
         t0 = time.monotonic()
         whole = [p for p in sorted({p for _, p in self._given}) if all((t, p) in self._given for t in self._topics())]
         new = [p for p in whole if p not in self.owned]
-        copies = sum(self.standby.has(p) for p in new) if self.standby else 0
+        copies = sum(map(self._copied, new))
         if new:
             self._before_open()
             ends = {t: self._log.ends(t) for t in self.names}
             begins = {t: self._log.begins(t) for t in self.names}
-            self.recover([p for p in new if p not in self._kept], begins, ends)
+            self.recover([p for p in new if p not in self._kept and not self._copied(p)], begins, ends)
             committed = self.reader.committed([(t, p) for t in self._topics() for p in new]) if self.reader else {}
             for p in new:
                 self._open(p, ends, begins, committed)
@@ -248,6 +248,9 @@ class Partitions:
     def _close_kept(self) -> None:
         kept, self._kept = self._kept, {}
         self._let_go(kept)
+
+    def _copied(self, p: int) -> bool:
+        return self.standby is not None and self.standby.has(p)
 
     def _let_go(self, engines: Mapping[int, StateEngine]) -> None:
         for p, engine in engines.items():

@@ -21,8 +21,9 @@ from stream_dmgin.errors import StoreBusy, StreamDmginError
 from stream_dmgin.log.base import TP, Batch, Log, Reader
 from stream_dmgin.state.engine import StateEngine
 from stream_dmgin.state.parse import parse_events
+from stream_dmgin.state.store import REQUESTS_ROW
 from stream_dmgin.worker.health import Health
-from stream_dmgin.worker.partitions import REQUESTS_ROW, Answered, Owned
+from stream_dmgin.worker.partitions import Answered, Owned
 
 log_ = logging.getLogger(__name__)
 

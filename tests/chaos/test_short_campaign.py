@@ -1,4 +1,4 @@
-"""A short fault campaign in every run of the tests, with transactions (the harder promise); the long one is `make chaos`, its record docs/chaos.md."""
+"""A short fault campaign in every run of the tests, with transactions and standby copies; the long one is `make chaos`, its record docs/chaos.md."""
 
 from __future__ import annotations
 
