@@ -21,6 +21,7 @@ from stream_dmgin import control
 from stream_dmgin import settings as settings_of
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import open_log
+from stream_dmgin.log.embedded import EmbeddedLog
 from stream_dmgin.log.murmur2 import partition_of
 from stream_dmgin.replay.verify import verify as verify_scores
 from stream_dmgin.state.ops import erase as erasing
@@ -28,6 +29,7 @@ from stream_dmgin.state.ops.inspect import show_user
 from stream_dmgin.state.ops.places import store_path
 from stream_dmgin.state.ops.stores import Stores
 from stream_dmgin.state.ops.verify import verify as verify_state
+from stream_dmgin.worker import regroup
 from stream_dmgin.worker.publish import compare_groups, publish_groups
 from stream_dmgin.worker.run import worker
 from tests.e2e.test_worker import CLI, check_state, event_records, js, request, run, send, traffic, values
@@ -290,6 +292,27 @@ def test_an_erased_user_is_in_neither_store(place):
         assert (show_user(stores, user) or {"events": 0})["events"] < sum(
             e["user_id"] == user and t != "impressions" for t, e in events
         )
+
+
+def test_a_map_that_needs_events_which_are_gone(place, monkeypatch):
+    """The old map stays, with a word why; when the events are back after all, it goes on by itself."""
+    monkeypatch.setattr(regroup, "AGAIN_S", 0.2)
+    events = traffic(10, 600)
+    new = GroupMap(CHANGED)
+    begins = EmbeddedLog.begins
+    with worker(place.settings, score=True) as w:
+        place.send(events[:500], 5)
+        turn_until(w, folded(w, place))
+        monkeypatch.setattr(EmbeddedLog, "begins", lambda log, t: {p: at + 7 for p, at in begins(log, t).items()})
+        publish_groups(place.settings, new)
+        turn_until(w, lambda: (w.health.regroup or {}).get("failure"))
+        assert "retention has removed them" in w.health.regroup["failure"]
+        place.send(events[500:], 5)
+        turn_until(w, folded(w, place))
+        assert w.health.groups == GroupMap(OLD).id
+        monkeypatch.setattr(EmbeddedLog, "begins", begins)
+        turn_until(w, lambda: w.health.groups == new.id and w.health.regroup is None)
+    place.check(events, CHANGED)
 
 
 def counters(w) -> bytes:

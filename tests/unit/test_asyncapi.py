@@ -16,6 +16,7 @@ import yaml
 
 from stream_dmgin import control, records, topics
 from stream_dmgin.counters.increments import Increments
+from stream_dmgin.groups import wire
 from stream_dmgin.log import manage
 from stream_dmgin.log.base import Record
 from stream_dmgin.state.hash import hash64
@@ -139,6 +140,9 @@ def test_examples_are_good_records(name: str, example: dict[str, Any]) -> None:
             assert (order.digest, order.hash) == (control.digest_of(b"u42"), hash64(b"u42"))
     elif name == "control":
         assert MESSAGES[name]["bindings"]["kafka"]["key"]["enum"] == [MODEL_KEY]
+    elif name == "groups":
+        assert MESSAGES[name]["bindings"]["kafka"]["key"]["enum"] == [wire.KEY]
+        assert re.fullmatch(MESSAGES["groupsPart"]["bindings"]["kafka"]["key"]["pattern"], wire.part_key(payload["id"], 7).decode())
     else:
         score = records.decode_score(value)
         assert msgpack.unpackb(records.encode(score)) == payload
