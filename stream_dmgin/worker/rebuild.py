@@ -115,12 +115,13 @@ class Build(threading.Thread):
                 self._engine = self._open()
                 self._engine.published = dict.fromkeys(range(len(topics.EVENTS)), NO_INCREMENTS)
                 first = self._engine.offsets
+                self._check_kept(log, first)
                 self._reader = log.reader(self._names)
                 try:
                     while not self._end.is_set():
                         self._obey(log)
                         if self._follow() and self.obeyed == self.orders:
-                            self._check_kept(log, first)
+                            self._check_whole(log, first)
                             self._stand()
                 finally:
                     self._reader.close()
@@ -199,6 +200,15 @@ class Build(threading.Thread):
         if self._position != want and self._reader is not None:
             self._reader.assign(want)
             self._position = want
+
+    def _check_whole(self, log: Log, first: Mapping[int, int]) -> None:
+        """That nothing went while it was read: the store would lack it, and is removed."""
+        try:
+            self._check_kept(log, first)
+        except StreamDmginError:
+            self.engine.close()
+            shutil.rmtree(self.path)
+            raise
 
     def _check_kept(self, log: Log, first: Mapping[int, int]) -> None:
         for t, name in enumerate(self._names):

@@ -54,8 +54,9 @@ class Regroup:
         self._since = 0.0
         self._looked = self._retry = 0.0
         self._not_before: dict[int, float] = {}  # partition that failed -> when it is tried again
+        self._why: dict[int, str] = {}  # and why it did
         self._settled: tuple[str, int] | None = None
-        self.failure: str | None = None
+        self._unloadable: str | None = None  # why the published map can't be had
 
     # What the worker calls
 
@@ -109,8 +110,8 @@ class Regroup:
                 groups = wire.fetch(held, record, maps.file(map_id))
                 maps.keep(groups)
         except Exception as e:
-            self.failure = f"the published group map {map_id} can't be loaded, the old one stays: {e}"
-            log_.error("%s", self.failure)
+            self._unloadable = f"the published group map {map_id} can't be loaded, the old one stays: {e}"
+            log_.error("%s", self._unloadable)
         else:
             self._loaded = groups
 
@@ -121,7 +122,7 @@ class Regroup:
         if groups.id != self._partitions.groups.id:
             log_.info("group map %s is to go by, in place of %s", groups.id, self._partitions.groups.id)
             self._partitions.adopt(groups)
-        self.failure, self._not_before = None, {}
+        self._not_before, self._why = {}, {}
 
     # Partitions
 
@@ -135,11 +136,11 @@ class Regroup:
                 return
             self._loader = None
             self._take_loaded()
-            self._retry = now + AGAIN_S if self.failure else 0.0
+            self._retry = now + AGAIN_S if self._unloadable else 0.0
         record = self._published()
-        if record is not None and (record["id"] != self._asked or (self.failure and now >= self._retry)):
+        if record is not None and (record["id"] != self._asked or (self._unloadable and now >= self._retry)):
             self._asked = str(record["id"])
-            self.failure = None
+            self._unloadable = None
             if self._asked != self._partitions.groups.id:
                 self._loader = threading.Thread(target=self._load, args=(record,), name="load-groups", daemon=True)
                 self._loader.start()
@@ -161,7 +162,7 @@ class Regroup:
                 o.dirty = True
                 self._went_over("grown", o, before, (time.monotonic() - t0) * 1000)
                 return
-        for o in left:
+        for o in sorted(left, key=lambda o: o.partition in self._not_before):  # those that failed come last
             if not o.restoring and now >= self._not_before.get(o.partition, 0.0):
                 self._owned, self._since = o, now
                 self._build = Build(
@@ -178,10 +179,14 @@ class Regroup:
             self._build = self._owned = None
             if build.failure is not None:
                 self._not_before[build.partition] = now + AGAIN_S
-                self.failure = (
+                self._why[build.partition] = (
                     f"partition {build.partition} can't go over to group map {build.groups.id}: {build.failure}"
                 )
-                log_.error("%s; it is tried again in %.0f s, scores go on with the old map", self.failure, AGAIN_S)
+                log_.error(
+                    "%s; it is tried again in %.0f s, scores go on with the old map",
+                    self._why[build.partition],
+                    AGAIN_S,
+                )
         elif (
             o is None
             or self._partitions.owned.get(build.partition) is not o
@@ -223,8 +228,8 @@ class Regroup:
         return tuple(self._control.erasures.get(partition, {}).values())
 
     def _went_over(self, how: str, o: Owned, before: str, ms: float) -> None:
-        if self._not_before.pop(o.partition, None) is not None and not self._not_before:
-            self.failure = None
+        self._not_before.pop(o.partition, None)
+        self._why.pop(o.partition, None)
         self._health.metrics.regroups.labels(how).inc()
         log_.info("partition %d went over from group map %s to %s (%s), the loop stood for %.0f ms",
                   o.partition, before, o.engine.groups.id, how, ms)  # fmt: skip
@@ -237,12 +242,13 @@ class Regroup:
         remaining = self._build.remaining if self._build is not None else 0
         h.metrics.regroup_partitions.set(len(left))
         h.metrics.regroup_remaining.set(remaining)
+        failure = self._unloadable or next((self._why[o.partition] for o in left if o.partition in self._why), None)
         h.regroup = None
-        if left or self.failure or self._loader is not None:
+        if left or failure or self._loader is not None:
             h.regroup = {
                 "to": self._asked or self._partitions.groups.id,
                 "partitions_left": [o.partition for o in left],
                 "building": self._build.partition if self._build is not None else None,
                 "remaining": remaining,
-                "failure": self.failure,
+                "failure": failure,
             }

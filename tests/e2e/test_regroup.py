@@ -303,7 +303,10 @@ def test_a_map_that_needs_events_which_are_gone(place, monkeypatch):
     with worker(place.settings, score=True) as w:
         place.send(events[:500], 5)
         turn_until(w, folded(w, place))
-        monkeypatch.setattr(EmbeddedLog, "begins", lambda log, t: {p: at + 7 for p, at in begins(log, t).items()})
+        gone = {place.prefix + "clicks": 7}
+        monkeypatch.setattr(
+            EmbeddedLog, "begins", lambda log, t: {p: at + gone.get(t, 0) for p, at in begins(log, t).items()}
+        )
         publish_groups(place.settings, new)
         turn_until(w, lambda: (w.health.regroup or {}).get("failure"))
         assert "retention has removed them" in w.health.regroup["failure"]

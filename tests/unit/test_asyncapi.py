@@ -142,7 +142,9 @@ def test_examples_are_good_records(name: str, example: dict[str, Any]) -> None:
         assert MESSAGES[name]["bindings"]["kafka"]["key"]["enum"] == [MODEL_KEY]
     elif name == "groups":
         assert MESSAGES[name]["bindings"]["kafka"]["key"]["enum"] == [wire.KEY]
-        assert re.fullmatch(MESSAGES["groupsPart"]["bindings"]["kafka"]["key"]["pattern"], wire.part_key(payload["id"], 7).decode())
+        assert re.fullmatch(
+            MESSAGES["groupsPart"]["bindings"]["kafka"]["key"]["pattern"], wire.part_key(payload["id"], 7).decode()
+        )
     else:
         score = records.decode_score(value)
         assert msgpack.unpackb(records.encode(score)) == payload
