@@ -91,7 +91,7 @@ def latency(
 @click.option("--events", default=1_000_000, show_default=True, type=click.IntRange(1000), help="events on the log")
 @common_options
 def recover(ctx: Context, on: str, events: int) -> None:
-    """Seconds until a worker with an empty data directory has folded the whole log."""
+    """Seconds until a worker with an empty data directory has folded the whole log, or a snapshot's tail."""
     from stream_dmgin.bench.recover import measure
 
     ctx.emit(measure(on, events))

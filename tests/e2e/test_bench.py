@@ -35,6 +35,7 @@ def test_read() -> None:
 def test_recover_folds_everything_again() -> None:
     out = bench("recover", "--on", "file", "--events", str(N))
     assert out["events"] == N and out["seconds"] > 0 and out["tail_events"] == N // 100  # type: ignore[operator]
+    assert out["from_snapshot_seconds"] > 0 and 0 < out["changed_bytes_uploaded"] < 2 * out["snapshot_bytes"]  # type: ignore[operator]
 
 
 def test_an_unknown_log_is_named_with_the_choices() -> None:
