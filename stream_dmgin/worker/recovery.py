@@ -9,6 +9,7 @@ another group map than the worker's is no trouble: it goes over to that as any s
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from stream_dmgin.settings import Settings
 from stream_dmgin.state.ops.places import store_path
 from stream_dmgin.state.snapshots.manifest import Manifest
 from stream_dmgin.state.snapshots.place import Place, SnapshotsUnavailable
-from stream_dmgin.state.snapshots.restore import Restored, candidates, fetch_groups, restore_partition
+from stream_dmgin.state.snapshots.restore import Restored, candidates, fetch_groups, restore_partition, restoring_path
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.partitions import Offsets, read_groups, read_meta
 
@@ -87,6 +88,7 @@ class Recovery:
                 log_.warning("%s", problem)
             if done.manifest is None:
                 log_.warning("partition %d: no good snapshot, the whole log is folded", p)
+                shutil.rmtree(restoring_path(self._directory, p), ignore_errors=True)
             else:
                 from_snapshot += 1
                 left = sum(max(0, ends[t].get(p, 0) - o) for t, o in done.manifest.offsets.items() if t in ends)

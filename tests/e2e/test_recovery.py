@@ -22,7 +22,7 @@ from stream_dmgin.log.base import open_log
 from stream_dmgin.settings import Settings
 from stream_dmgin.state.ops.diff import diff
 from stream_dmgin.state.ops.restore import plan, restore
-from stream_dmgin.state.ops.stores import Stores, store_path
+from stream_dmgin.state.ops.stores import Stores
 from stream_dmgin.state.ops.verify import verify
 from stream_dmgin.state.snapshots.place import Place, SnapshotsUnavailable
 from stream_dmgin.worker import admin, recovery
@@ -162,6 +162,7 @@ def test_a_location_that_is_away_costs_the_whole_log(
     again = settings_of(tmp_path, "again", **{"snapshot.to": url, "snapshot.every_s": 0})
     assert fold_all(again) == 800
     assert "no route" in caplog.text
+    assert not list((again.data_dir / "state").glob("restoring-p*/"))
     check(again)
 
 
@@ -292,35 +293,33 @@ def test_not_ready_while_stores_are_fetched() -> None:
 @pytest.mark.timeout(300)
 def test_with_kafka_and_processes(kafka: str, prefix: str, tmp_path: Path) -> None:
     """Snapshot beside a running worker; the machine is lost; the next worker has the snapshot and the tail."""
-    log = ["--log", f"kafka://{kafka}", "--prefix", prefix]
     kept, data = tmp_path / "kept", tmp_path / "data"
+    target = settings_of(tmp_path, log=f"kafka://{kafka}", prefix=prefix)
+    make_topics(target, 4)
+    log = ["--log", f"kafka://{kafka}", "--prefix", prefix]
+    worker = [sys.executable, "-m", "stream_dmgin.cli.main", "worker", *log, "--data-dir", str(data), "--no-score"]
 
-    def run(*args: object, **env: str) -> Any:
+    def until_end(**env: str) -> Any:
         p = subprocess.run(
-            [sys.executable, "-m", "stream_dmgin.cli.main", *map(str, args), "-o", "json"], capture_output=True, text=True,
-            timeout=110, check=False, env={**os.environ, **env},
+            [*worker, "--until-end", "-o", "json"], capture_output=True, text=True, timeout=200, check=False,
+            env={**os.environ, **env},
         )  # fmt: skip
         assert p.returncode == 0, p.stderr[-2000:]
-        return json.loads(p.stdout), p.stderr
+        return json.loads(p.stdout)["events"], p.stderr
 
-    run("topics", "apply", *log, "--partitions", 4)
-    target = settings_of(tmp_path, log=f"kafka://{kafka}", prefix=prefix)
     write(target, some(1))
-    worker = ["worker", *log, "--data-dir", data, "--no-score", "--http", "off"]
-    assert run(*worker, "--until-end")[0]["events"] == 800
-    process = subprocess.Popen([sys.executable, "-m", "stream_dmgin.cli.main", *map(str, worker)])
+    assert until_end()[0] == 800
+    process = subprocess.Popen([*worker, "--http", "off"])
     try:
         write(target, some(2, 200))
-        taken, _ = run("state", "snapshot", "--data-dir", data, "--to", kept)
+        taken = snapshot(data, str(kept), None)
         assert sorted(taken["offsets"]) == ["0", "1", "2", "3"]
     finally:
         process.kill()
         process.wait()
     shutil.rmtree(data)
     write(target, some(3, 150))
-    done, said = run(*worker, "--until-end", STREAM_DMGIN_SNAPSHOT_TO=str(kept), STREAM_DMGIN_SNAPSHOT_EVERY_S="0")
-    tail = 1150 - sum(sum(o.values()) for o in taken["offsets"].values())
-    assert done["events"] == tail and "4 of 4 stores restored" in said
-    assert run("state", "verify", *log, "--data-dir", data)[0]["checked"] == 40
-    assert run("state", "diff", data, data)[0]["ok"]
-    assert store_path(data / "state", 3).exists()
+    events, said = until_end(STREAM_DMGIN_SNAPSHOT_TO=str(kept), STREAM_DMGIN_SNAPSHOT_EVERY_S="0")
+    assert events == 1150 - sum(sum(o.values()) for o in taken["offsets"].values())
+    assert "4 of 4 stores restored" in said
+    check(target)

@@ -93,6 +93,7 @@ def _from_first_good(
             continue
         out.manifest = m
         return
+    shutil.rmtree(restoring_path(directory, partition), ignore_errors=True)
 
 
 @contextlib.contextmanager
