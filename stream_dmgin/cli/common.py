@@ -181,7 +181,7 @@ def setup_logging(level: str, fmt: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("aiokafka", "faust", "mode", "aiohttp.access", "numba"):
+    for noisy in ("aiokafka", "faust", "mode", "aiohttp.access", "numba", "aiobotocore", "botocore"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 

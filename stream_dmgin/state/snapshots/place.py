@@ -37,6 +37,7 @@ class Place:
 
     def __init__(self, url: str, setting: str = "snapshot.to") -> None:
         """Raises ConfigError for a location that can't be named so, or whose package is missing."""
+        from fsspec.asyn import AsyncFileSystem
         from fsspec.core import url_to_fs
         from fsspec.implementations.local import LocalFileSystem
 
@@ -53,6 +54,7 @@ class Place:
             ) from None
         self._base = str(self._base).rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
+        self._has_folders = not isinstance(self._fs, AsyncFileSystem)  # s3fs would make a bucket of a mistyped name
 
     # Manifests
 
@@ -83,7 +85,6 @@ class Place:
                 temporary.write_bytes(m.encode())
                 temporary.replace(self._at(path))
             else:
-                self._fs.makedirs(self._at(_folder(m.partition)), exist_ok=True)
                 self._fs.pipe_file(self._at(path), m.encode())
 
     def delete_manifest(self, partition: int, id_: str) -> None:
@@ -138,7 +139,8 @@ class Place:
     def _put(self, path: str, source: Path) -> None:
         with self._told(path):
             target = self._at(path)
-            self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            if self._has_folders:
+                self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
             if not self._local:  # object stores show an object when it is whole
                 self._fs.put_file(str(source), target)
                 return
