@@ -76,10 +76,10 @@ def check_format(db: Rdict, path: Path, partition: int, exists: bool, read_only:
     """Check the meta row, or write it into a new store."""
     raw = db.get(ROW_META)
     if raw is None:
-        if read_only:
-            raise InputError(f"{path}: there is no state in it yet: look again when its worker has committed")
         if exists and next(iter(db.keys()), None) is not None:
             raise FormatError(f"{path}: this is not a state of stream-dmgin: name another directory")
+        if read_only:
+            raise InputError(f"{path}: there is no state in it yet: look again when its worker has committed")
         db[ROW_META] = json.dumps({"format": STATE_FORMAT, "partition": partition}).encode()
         return
     try:
