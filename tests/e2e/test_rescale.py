@@ -136,6 +136,18 @@ def test_a_killed_copy_goes_on_and_copies_each_record_once(settings, tmp_path):
     assert len(origins) == len(events)
 
 
+def test_on_kafka(kafka, tmp_path, prefix):
+    events = random_log(random.Random(6), Shape(**{**SHAPE.__dict__, "n": 1500, "duplicates": 0.0}))
+    old = settings_of(tmp_path, log=f"kafka://{kafka}", prefix=prefix)
+    make_topics(old, 4)
+    write(old, records(events))
+    fold(old)
+    done = rescale(old, tmp_path, "--prefix", prefix, "--to-prefix", f"{prefix}new.")
+    assert done["ok"] and done["before"] == done["after"] and done["after"]["users"] == len(USERS)
+    again = rescale(old, tmp_path, "--prefix", prefix, "--to-prefix", f"{prefix}new.")
+    assert again["copied"]["before"] == 1500 and again["after"] == done["after"]
+
+
 def size(settings):
     with open_log(settings.log) as log:
         there = log.topics()
