@@ -32,6 +32,7 @@ def test_read() -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.timeout(300)  # seven processes
 def test_recover_folds_everything_again() -> None:
     out = bench("recover", "--on", "file", "--events", str(N))
     assert out["events"] == N and out["seconds"] > 0 and out["tail_events"] == N // 100  # type: ignore[operator]
