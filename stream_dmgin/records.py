@@ -20,6 +20,7 @@ TS_AHEAD = 86_400_000  # a ts may lie this far after the record's timestamp
 DWELL_MAX = (1 << 32) - 1  # dwell_ms lies below 2^32
 VALUE_MAX = 1e12
 TYPE_BYTES = 64
+SURFACE_BYTES = 64
 ID_BYTES = 1024  # bytes of a user, item or event id
 CANDIDATES_MAX = 1000
 NESTING_MAX = 64  # arrays and maps within each other, the record's own map included
@@ -42,6 +43,7 @@ class Event(msgspec.Struct, omit_defaults=True):
     value: float | None = None
     lat: float | None = None
     lon: float | None = None
+    surface: str | None = None
     attrs: dict[str, Any] | None = None
     v: int | None = 1
 
@@ -126,6 +128,8 @@ def decode_event(topic: str, key: bytes | None, value: bytes | None, timestamp: 
         e.type = DEFAULT_TYPE[topic]
     if len(e.type.encode()) > TYPE_BYTES:
         raise RecordError("type", f"type is longer than {TYPE_BYTES} bytes")
+    if e.surface is not None and len(e.surface.encode()) > SURFACE_BYTES:
+        raise RecordError("surface", f"surface is longer than {SURFACE_BYTES} bytes")
     if e.dwell_ms is not None and not 0 <= e.dwell_ms <= DWELL_MAX:
         raise RecordError("range", f"dwell_ms {e.dwell_ms} is not in 0..{DWELL_MAX}")
     if e.value is not None and not 0 <= e.value <= VALUE_MAX:  # NaN fails this too

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stream_dmgin.features.inputs import Inputs
-from stream_dmgin.features.spec import N_STAT, InputSpec
+from stream_dmgin.features.spec import BLOCKS, N_STAT, InputSpec
 
 SPEC = InputSpec(
     groups=12,
@@ -16,6 +16,7 @@ SPEC = InputSpec(
     category_buckets=8,
     advertiser_buckets=16,
     item_numbers=("size", "age"),
+    blocks=BLOCKS,
 )
 
 

@@ -57,7 +57,7 @@ class Counters:
         return self.life(kind, name, metric) if horizon == 3 else self.decayed(kind, name, now, horizon, metric)
 
     def global_logit(self, now: int, what: int | str) -> float:
-        """what: 0..3 (click rate by horizon), "orders" or "engagements" (a click, seven days)."""
+        """what: 0..3 (click rate by horizon), "orders" or "engagements" (a click), "shown" (engagements an impression)."""
         if (now, what) not in self.known:
             self.known[now, what] = self._global_logit(now, what)
         return self.known[now, what]
@@ -65,6 +65,8 @@ class Counters:
     def _global_logit(self, now: int, what: int | str) -> float:
         if isinstance(what, int):
             hits, tries = (self.by_horizon("all", 0, now, what, m) for m in ("clicks", "impressions"))
+        elif what == "shown":
+            hits, tries = (self.by_horizon("all", 0, now, 2, m) for m in ("engagements", "impressions"))
         else:
             hits, tries = (self.by_horizon("all", 0, now, 2, m) for m in (what, "clicks"))
         tries = max(hits, tries)
@@ -77,7 +79,7 @@ class Counters:
 
     def _features(self, kind: str, name: int, now: int) -> list[float]:
         if not name or (kind, name) not in self.counts:
-            return [0.0] * 11
+            return [0.0] * 12
         out = [math.log1p(self.by_horizon(kind, name, now, k, "impressions")) for k in range(4)]
         for k in range(4):
             g = self.global_logit(now, k)
@@ -95,6 +97,8 @@ class Counters:
         for metric in ("orders", "engagements"):
             g = self.global_logit(now, metric)
             out.append(smooth(self.decayed(kind, name, now, 2, metric), clicks, g, 20) - g)
+        g, shown = self.global_logit(now, "shown"), self.by_horizon(kind, name, now, 2, "impressions")
+        out.append(smooth(self.decayed(kind, name, now, 2, "engagements"), shown, g, 20) - g)  # of the block engagement
         return out
 
     def first_ms(self, name: int) -> int | None:
@@ -207,8 +211,9 @@ class World:
     # The request side
 
     def request_side(
-        self, a: Any, b: int, now: int, candidates: list[int], lat: float | None, lon: float | None
-    ) -> dict[str, Any]:
+        self, a: Any, b: int, now: int, candidates: list[int], lat: float | None, lon: float | None,
+        surface: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         s, c = self.spec, self.counters
         n = min(s.groups, int(a.n_groups[b])) if b >= 0 else 0
         counts = [[int(x) for x in a.g_counts[b, g]] for g in range(n)]
@@ -238,9 +243,14 @@ class World:
         dense, group_index = [], []
         for item in candidates:
             row: list[float] = []
-            row += c.features("item", item, now)
-            row += c.features("category", self.owner(item, "category"), now)
-            row += c.features("advertiser", self.owner(item, "advertiser"), now)
+            counted = [
+                c.features(kind, name, now)
+                for kind, name in (
+                    ("item", item),
+                    *((kind, self.owner(item, kind)) for kind in ("category", "advertiser")),
+                )
+            ]
+            row += [x for entity in counted for x in entity[:11]]
             key = self.group_key(item)
             g = keys.index(key) if key in keys else -1
             group_index.append(g if g >= 0 else s.groups)
@@ -268,6 +278,8 @@ class World:
             for name in s.item_numbers:
                 x = (known.attrs or {}).get(name) if known else None
                 row.append(math.log1p(x) if x is not None else 0.0)
+            if "engagement" in s.blocks:
+                row += [entity[11] for entity in counted]
             dense.append(row)
         dwells = [d for *_, d in events if d >= 0]
         ages, shown_ages = [now - t for _, t in in_ring], [now - t for _, t in impressions]
@@ -281,11 +293,52 @@ class World:
             math.log1p(int(a.n_groups_total[b]) if b >= 0 else 0), math.log1p(sum(dwells) / 1000 / len(dwells)) if dwells else 0.0,
             math.sin(angle), math.cos(angle), math.sin(2 * angle), math.cos(2 * angle), math.sin(week), math.cos(week), world_logit,
         ]  # fmt: skip
+        if "session" in s.blocks:
+            user += self.session(events, [t for _, t in impressions], now, user_logit)
+        if "surface" in s.blocks:
+            user += self.on_surface(a, b, events, impressions, now, surface, ring_logit)
         return {
             "c_item": [self.triple(i) for i in candidates], "c_id": [i % 2**31 for i in candidates], "c_group": group_index,
             "c_dense": dense, "g_age": [log2_minutes(now - int(a.g_last[b, g])) for g in range(n)],
             "g_size": [math.log1p(sum(k) - k[0]) for k in counts], "u_dense": user,
         }  # fmt: skip
+
+    def session(self, events: list[Any], shown: list[int], now: int, user_logit: float) -> list[float]:
+        if not shown:
+            return [0.0] * 8 + [16.0, 0.0]
+        clicks = [t for _, k, t, _ in events if k == CLS["click"]]
+        rates, dwells = [], []
+        for n in (5, 20, 50):
+            last = shown[:n]
+            rates.append(smooth(sum(t >= last[-1] for t in clicks), len(last), user_logit, 3) - user_logit)
+            dwells.append(math.log1p(sum(max(0, d) for *_, t, d in events if t >= last[-1]) / 1000 / len(last)))
+        run: list[int] = []
+        for before, t in zip([now, *shown], shown, strict=False):
+            if before - t >= 30 * MINUTE:
+                break
+            run.append(t)
+        so_far = (
+            [math.log1p(len(run)), math.log1p(sum(t >= run[-1] for t in clicks)), minutes(now - run[-1])]
+            if run
+            else [0, 0, 16.0]
+        )
+        return [*rates, *dwells, *so_far, math.log1p(sum(t > max(clicks, default=-1) for t in shown))]
+
+    def on_surface(
+        self, a: Any, b: int, events: list[Any], shown: list[Any], now: int, surface: str | None, ring_logit: float
+    ) -> list[float]:
+        if b < 0 or not surface:
+            return [0.0] * 4 + [16.0]
+        number = 1 + h64(surface) % 31
+        clicks = [e[2] for i, e in enumerate(events) if a.s_surface[b, i] == number and e[1] == CLS["click"]]
+        here = [t for i, (_, t) in enumerate(shown) if a.m_surface[b, i] == number]
+        since, last = shown[-1][1] if len(shown) == 64 else 0, here[:10]
+        return [
+            math.log1p(len(here)), math.log1p(len(clicks)),
+            smooth(sum(t >= since for t in clicks), len(here), ring_logit, 5) - ring_logit,
+            smooth(sum(t >= last[-1] for t in clicks) if last else 0, len(last), ring_logit, 5) - ring_logit,
+            minutes(now - here[0] if here else None),
+        ]  # fmt: skip
 
 
 def haversine(lat1: float, lon1: float, lat2: float, lon2: float) -> float:

@@ -8,6 +8,7 @@ from stream_dmgin.features.spec import N_CLS
 from stream_dmgin.state.hash import item_hash
 
 HOUR = 3_600_000
+SURFACES = np.array([0, *(1 + item_hash(s) % 31 for s in ("home", "search", "map"))], np.uint8)
 
 
 class Arrays:
@@ -29,6 +30,7 @@ class Arrays:
         self.s_cls = np.zeros((B, ring), np.uint8)
         self.s_ts, self.m_ts = np.zeros((B, ring), np.int64), np.zeros((B, ring), np.int64)
         self.s_dwell = np.full((B, ring), -1, np.int64)
+        self.s_surface, self.m_surface = np.zeros((B, ring), np.uint8), np.zeros((B, ring), np.uint8)
 
 
 def random_state(
@@ -74,6 +76,7 @@ def random_state(
     _ring(arrays.s_item[b], arrays.s_cls[b], arrays.s_ts[b], arrays.s_dwell[b], s, rng, hashes, now, 2 * HOUR)
     arrays.m_item[b, :m] = rng.choice(hashes, m)
     arrays.m_ts[b, :m] = np.sort(now - rng.integers(0, 2 * HOUR, m))[::-1]
+    arrays.s_surface[b, :s], arrays.m_surface[b, :m] = SURFACES[rng.integers(0, 4, s)], SURFACES[rng.integers(0, 4, m)]
     arrays.n_events[b], arrays.n_impressions[b] = s * int(rng.integers(1, 1000)), m * int(rng.integers(1, 1000))
 
 

@@ -15,18 +15,30 @@ def dataset(n: int = 400, users: int = 7, items: int = 9, seed: int = 3) -> form
     ts = np.sort(T0 + r.integers(0, n // 3, n) * 1000)
     rows: dict[str, list[object]] = {k: [] for k in ("request_id", "user_id", "item_id", "ts", "label", "surface")}
     events: dict[str, list[object]] = {
-        k: [] for k in ("topic", "user_id", "item_id", "ts", "visible_at", "type", "event_id", "shared", "request_id")
+        k: []
+        for k in (
+            "topic",
+            "user_id",
+            "item_id",
+            "ts",
+            "visible_at",
+            "type",
+            "event_id",
+            "shared",
+            "request_id",
+            "surface",
+        )
     }
     for k, t in enumerate(ts.tolist()):
-        user = f"u{r.integers(users)}"
+        user, surface = f"u{r.integers(users)}", ("home", "search")[k % 3 == 0]
         for i in r.choice(items, r.integers(1, 4), replace=False).tolist():
             clicked = bool(r.random() < 0.4)
             seen = t + int(r.integers(0, 5)) * 1000
-            for c, v in zip(rows, (f"q{k}", user, f"i{i}", t, int(clicked), "home"), strict=True):
+            for c, v in zip(rows, (f"q{k}", user, f"i{i}", t, int(clicked), surface), strict=True):
                 rows[c].append(v)
             for topic, kind in (("impressions", "impression"), ("clicks", "click"))[: 1 + clicked]:
                 shared = bool(r.random() < 0.9)
-                event = (topic, user, f"i{i}", t, seen, kind, f"{kind}{k}-{i}", shared, f"q{k}")
+                event = (topic, user, f"i{i}", t, seen, kind, f"{kind}{k}-{i}", shared, f"q{k}", surface)
                 for c, v in zip(events, event, strict=True):
                     events[c].append(v)
     catalogue = {"item_id": [f"i{i}" for i in range(items)], "category": [f"c{i % 3}" for i in range(items)]}

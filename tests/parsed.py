@@ -31,6 +31,7 @@ class Parsed:
     type: str
     dwell_ms: int  # -1: none
     value: int  # millionths, -1: none
+    surface: int  # 1..31, 0: none
 
 
 def expected(e: records.Event, topic: str = "clicks", partition: int = 0, offset: int = 0) -> Parsed:
@@ -41,6 +42,7 @@ def expected(e: records.Event, topic: str = "clicks", partition: int = 0, offset
         e.type or DEFAULT_TYPE[topic],
         -1 if e.dwell_ms is None else e.dwell_ms,
         -1 if e.value is None else round(e.value * MICROS),
+        1 + hash64(e.surface) % 31 if e.surface else 0,
     )  # fmt: skip
 
 
@@ -70,7 +72,7 @@ def _row(c: EventColumns, i: int) -> Parsed:
     assert int(c.type_hash[i]) == hash64(kind), "type_hash"
     return Parsed(
         EVENTS[c.topic[i]], int(c.partition[i]), int(c.offset[i]), int(c.ts[i]), user, item, int(c.eid_hash[i]), kind,
-        int(c.dwell[i]), int(c.value[i]),
+        int(c.dwell[i]), int(c.value[i]), int(c.surface[i]),
     )  # fmt: skip
 
 

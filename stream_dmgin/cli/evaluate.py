@@ -41,11 +41,16 @@ from stream_dmgin.errors import UsageError
     type=click.Path(path_type=Path),
     help="group map (CSV or Parquet) [default: one group a category]",
 )
+@click.option(
+    "--blocks",
+    metavar="A,B",
+    help="optional blocks of inputs: session, surface, engagement, or none [default: the log's recipe]",
+)
 @click.option("--scores-out", type=click.Path(path_type=Path), help="Parquet: one line a scored row and seed")
 @common_options
 def command(
     ctx: Context, dataset: str, directory: Path, model: str, train_days: str | None, valid_days: str | None, test_days: str | None,
-    refit_days: int, seeds: int, groups_file: Path | None, scores_out: Path | None,
+    refit_days: int, seeds: int, groups_file: Path | None, blocks: str | None, scores_out: Path | None,
 ) -> None:  # fmt: skip
     """Train on some days of DATASET, choose on others, measure on the last; the state goes on through all of them.
 
@@ -54,8 +59,10 @@ def command(
     from stream_dmgin.datasets import load
     from stream_dmgin.groups.map import GroupMap
     from stream_dmgin.training import evaluate as protocol
+    from stream_dmgin.training import recipes
     from stream_dmgin.training.zoo import MODELS
 
+    chosen = None if blocks is None else recipes.block_names(blocks)
     started = time.monotonic()
     data = load(dataset, directory)
     if data.meta.splits and not (train_days or valid_days or test_days):
@@ -77,7 +84,9 @@ def command(
             bar.update(task, completed=done, total=total)
 
         models = MODELS if model == "all" else (model,)
-        source, scored = protocol.evaluate_all(data, plan, models, seeds, groups, say=ctx.say, progress=progress)
+        source, scored = protocol.evaluate_all(
+            data, plan, models, seeds, groups, say=ctx.say, progress=progress, blocks=chosen
+        )
     measured = {m: protocol.measure(source, found) for m, found in scored.items()}
     some = scored[models[-1]]
     result: dict[str, Any] = {

@@ -29,6 +29,11 @@ from stream_dmgin.cli.common import Context, common_options
 @click.option(
     "--groups", type=click.Path(path_type=Path), help="CSV item_id,group [default: the log's own, else its categories]"
 )
+@click.option(
+    "--blocks",
+    metavar="A,B",
+    help="optional blocks of inputs: session, surface, engagement, or none [default: the log's recipe]",
+)
 @click.option("--epochs", type=click.IntRange(1), help="passes over the rows [default: the log's recipe]")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="learning rate [default: the log's recipe]")
 @click.option("--seed", type=int, default=1, show_default=True)
@@ -44,7 +49,7 @@ from stream_dmgin.cli.common import Context, common_options
 @common_options
 def command(
     ctx: Context, data: Path, train_days: str, valid_days: str, out: Path, groups: Path | None, epochs: int | None,
-    lr: float | None, seed: int, rows_dir: Path | None, checkpoint: Path | None,
+    lr: float | None, seed: int, blocks: str | None, rows_dir: Path | None, checkpoint: Path | None,
 ) -> None:  # fmt: skip
     """Replay a log, train a DMGIN on it, calibrate it, and write its folder with a card."""
     from dataclasses import replace
@@ -59,6 +64,8 @@ def command(
 
     log = form.read(data)
     recipe = recipes.of(log.meta)
+    if blocks is not None:
+        recipe = recipes.with_blocks(recipe, recipes.block_names(blocks))
     options = replace(recipe.options, seed=seed, epochs=epochs or recipe.options.epochs, lr=lr or recipe.options.lr)
     spans = release.Spans(
         days(log.meta, train_days, "--train-days"), days(log.meta, valid_days, "--valid-days"), train_days, valid_days

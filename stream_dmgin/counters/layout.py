@@ -33,8 +33,9 @@ N_WEIGHTS = max(KEPT)
 A_IMPRESSIONS, A_CLICKS, A_DWELL, A_ORDERS, A_ENGAGEMENTS = 0, N_RATES, 2 * N_RATES, 2 * N_RATES + 1, 2 * N_RATES + 2
 N_AGGREGATES = 2 * N_RATES + 3
 # Rates of the whole: click rate by horizon, orders a click, engagements a click; logit and probability of each
-P_ORDER, P_ENGAGEMENT = N_RATES, N_RATES + 1
-N_RATE_KINDS = N_RATES + 2
+P_ORDER, P_ENGAGEMENT, P_ENGAGEMENT_SHOWN = N_RATES, N_RATES + 1, N_RATES + 2
+N_RATE_KINDS = N_RATES + 3
+CACHED = FEATURES + 1  # and the rate of engagements in impressions, for models that ask for it
 # The view of one quarter hour, as float64: logits of these rates, then their probabilities; per slot the weight of the one
 # bucket that may count there now; working memory for aggregates. And as int64, after the table's state: per slot the stamp
 # of that bucket, per level the number of the bucket that now lies in.

@@ -28,6 +28,7 @@ from stream_dmgin.counters.layout import (
     C_VALID,
     C_VIEW,
     C_WEIGHTS,
+    CACHED,
     CLOCK_MS,
     FEATURES,
     GLOBAL_HITS,
@@ -47,6 +48,7 @@ from stream_dmgin.counters.layout import (
     N_VIEW,
     N_WEIGHTS,
     P_ENGAGEMENT,
+    P_ENGAGEMENT_SHOWN,
     P_ORDER,
     PRIOR_WEIGHT,
     RATIO,
@@ -190,8 +192,10 @@ def refresh(table: Any, now: Any) -> None:
             x = _global_logit(a[A_CLICKS + k], a[A_IMPRESSIONS + k])
         elif k == P_ORDER:
             x = _global_logit(a[A_ORDERS], a[A_CLICKS + _LONGEST])
-        else:
+        elif k == P_ENGAGEMENT:
             x = _global_logit(a[A_ENGAGEMENTS], a[A_CLICKS + _LONGEST])
+        else:
+            x = _global_logit(a[A_ENGAGEMENTS], a[A_IMPRESSIONS + _LONGEST])
         if x != view[V_LOGIT + k] or state[S_EPOCH] == 0:
             view[V_LOGIT + k] = x
             view[V_RATE + k] = 1.0 / (1.0 + math.exp(-x))
@@ -205,7 +209,7 @@ def refresh(table: Any, now: Any) -> None:
 @kernel
 def _compute(table: Any, row: Any, to: Any) -> None:
     c = i64(table, (N_ADDRESSES,))
-    view, out = f64(c[C_VIEW], (N_VIEW,)), f32(to, (FEATURES,))
+    view, out = f64(c[C_VIEW], (N_VIEW,)), f32(to, (CACHED,))
     a = view[V_WORK:]
     _aggregate(table, row, c[C_VIEW] + 8 * V_WORK)
     for k in range(N_RATES):
@@ -218,6 +222,8 @@ def _compute(table: Any, row: Any, to: Any) -> None:
     out[2 * N_RATES + 1] = x - view[V_LOGIT + P_ORDER]
     x = smoothed_logit(a[A_ENGAGEMENTS], clicks, view[V_RATE + P_ENGAGEMENT], PRIOR_WEIGHT)
     out[2 * N_RATES + 2] = x - view[V_LOGIT + P_ENGAGEMENT]
+    x = smoothed_logit(a[A_ENGAGEMENTS], a[A_IMPRESSIONS + _LONGEST], view[V_RATE + P_ENGAGEMENT_SHOWN], PRIOR_WEIGHT)
+    out[FEATURES] = x - view[V_LOGIT + P_ENGAGEMENT_SHOWN]
 
 
 @kernel
@@ -228,13 +234,22 @@ def row_features(table: Any, row: Any, to: Any) -> None:
         out[:] = 0
         return
     c = i64(table, (N_ADDRESSES,))
-    kept = c[C_CACHE] + 4 * FEATURES * row
+    kept = c[C_CACHE] + 4 * CACHED * row
     valid = i64(c[C_VALID] + 8 * row, (1,))
     epoch = i64(c[C_STATE], (N_STATE,))[S_EPOCH]
     if valid[0] != epoch:
         _compute(table, row, kept)
         valid[0] = epoch
     out[:] = f32(kept, (FEATURES,))
+
+
+@kernel
+def engagement_shown(table: Any, row: Any) -> Any:
+    """The rate of engagements in impressions of a row whose features were just read; 0 for -1."""
+    if row < 0:
+        return np.float32(0.0)
+    c = i64(table, (N_ADDRESSES,))
+    return f32(c[C_CACHE] + 4 * (CACHED * row + FEATURES), (1,))[0]
 
 
 @kernel

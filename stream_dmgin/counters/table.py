@@ -33,6 +33,7 @@ from stream_dmgin.counters.layout import (
     C_VALID,
     C_VIEW,
     C_WEIGHTS,
+    CACHED,
     EMPTY,
     FEATURES,
     GLOBAL_KIND,
@@ -184,7 +185,7 @@ class CounterTable:
             "stamps": np.full((capacity, N_SLOTS), EMPTY, np.int32),
             "first": np.full(capacity, np.iinfo(np.int32).max, np.int32),
             "valid": np.full(capacity, -1, np.int64),
-            "cache": np.zeros((capacity, FEATURES), np.float32),
+            "cache": np.zeros((capacity, CACHED), np.float32),
             "dirty": np.zeros(capacity, np.uint8),
         }
         for name, new in fresh.items():

@@ -92,6 +92,7 @@ def load(path: Path) -> form.Dataset:
                 "type": pa.repeat(kind, n),
                 "request_id": impression.take(k),
                 "dwell_ms": pa.nulls(n, pa.int64()) if dwell is None else dwell,
+                "surface": surface.take(k),
                 "shared": pa.repeat(True, n),
             },
         )
@@ -191,6 +192,7 @@ def _past(x: Columns, visible: NDArray[np.int64]) -> pa.Table:
             "type": pa.repeat("click", n),
             "request_id": pa.nulls(n, pa.string()),
             "dwell_ms": x["dwell"],
+            "surface": pa.nulls(n, pa.string()),
             "shared": pa.repeat(False, n),
         },
     )

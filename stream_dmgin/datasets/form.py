@@ -39,6 +39,7 @@ EVENTS: dict[str, tuple[pa.DataType, bool]] = {
     "value": (pa.float64(), False),
     "request_id": (pa.string(), False),
     "position": (pa.int64(), False),
+    "surface": (pa.string(), False),  # where it was shown
     "shared": (pa.bool_(), False),  # false: counts in the user's state, not in the counters shared by all users
 }
 ROWS: dict[str, tuple[pa.DataType, bool]] = {

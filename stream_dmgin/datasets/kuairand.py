@@ -128,6 +128,7 @@ def _events(c: Columns) -> list[pa.Table]:
                 "type": pa.repeat(kind, n),
                 "request_id": form.strings(number[keep], "k"),
                 "dwell_ms": pa.nulls(n, pa.int64()) if dwell is None else dwell[keep],
+                "surface": form.strings(c["tab"][keep]),
                 "shared": pa.repeat(True, n),
             },
         )
@@ -207,6 +208,7 @@ def _part(topic: str, kind: str, tag: str, x: Columns, keep: NDArray[np.bool_]) 
             "event_id": pc.binary_join_element_wise(pa.scalar(tag), user, form.strings(x["step"][keep]), "-"),
             "request_id": pa.nulls(n, pa.string()),
             "dwell_ms": pa.nulls(n, pa.int64()),
+            "surface": pa.nulls(n, pa.string()),
             "shared": pa.repeat(True, n),
         },
     )

@@ -150,7 +150,7 @@ def _events(c: Mapping[str, Any], topic: str | None) -> pa.Table:
         assert kind is not None
         of = {"impression": "impressions", **{t: "clicks" for t, cls in CLASS_OF_TYPE.items() if cls == "click"}}
         topics = pa.array([of.get(t, "post-clicks") for t in kind.to_pylist()], pa.string())
-    optional = _optional(c, ("event_id", "dwell_ms", "value", "position"))
+    optional = _optional(c, ("event_id", "dwell_ms", "value", "position", "surface"))
     columns = {
         "topic": topics,
         "user_id": c["user_id"],
@@ -187,7 +187,7 @@ def _labelled(c: Mapping[str, Any]) -> tuple[pa.Table, pa.Table]:
     if (first[code] != c["ts"]).any():
         raise InputError("rows of one request have different times: map another request_id, or none")
     order = np.lexsort((code, c["ts"]))
-    shown = {n: c[n] for n in ("user_id", "item_id", "ts", "visible_at", "request_id", "position") if n in c}
+    shown = {n: c[n] for n in ("user_id", "item_id", "ts", "visible_at", "request_id", "position", "surface") if n in c}
     n = len(c["ts"])
     seen = form.table(form.EVENTS, {**shown, "topic": pa.repeat("impressions", n), "type": pa.repeat("impression", n)})
     click = form.table(form.EVENTS, {**shown, "topic": pa.repeat("clicks", n), "type": pa.repeat("click", n)}).filter(

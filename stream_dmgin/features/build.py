@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.features import bound
+from stream_dmgin.features.blocks import bits
 from stream_dmgin.features.catalogue import Catalogue, unit_vector
 from stream_dmgin.features.inputs import Inputs
 from stream_dmgin.features.request_side import MAX_RING, NUMBERS, PLACE, SCRATCH, request_side
@@ -23,7 +24,7 @@ from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.features.user_side import MAX_GROUPS, user_side
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.native import hash_ids
-from stream_dmgin.state.hash import item_hash
+from stream_dmgin.state.hash import item_hash, surface_of
 
 if TYPE_CHECKING:
     from stream_dmgin.state.arrays import UserArrays
@@ -47,7 +48,7 @@ class FeatureBuilder:
         self._columns = np.array([1 + catalogue.numbers.index(n) for n in spec.item_numbers], np.int32)
         self._scratch = np.zeros(SCRATCH // 8 + 1, np.int64)
         self._bound: dict[tuple[int, int], tuple[Any, Inputs, NDArray[np.int64]]] = {}
-        self._surfaces: dict[str, int] = {}
+        self._surfaces: dict[str, tuple[int, int]] = {}
         self._first_rows = np.arange(1, dtype=np.int32)
         self._numbers: NDArray[np.int64] = np.zeros((1, NUMBERS), np.int64)
         self._places: NDArray[np.float64] = np.zeros((1, PLACE), np.float64)
@@ -96,7 +97,7 @@ class FeatureBuilder:
             if n > out.candidates:
                 raise ValueError(f"{n} candidates don't fit into inputs for {out.candidates}")
             parts.append(candidates if isinstance(candidates, np.ndarray) else hash_ids(candidates))
-            self._numbers[i] = ts, self._surface(surface), at, at + n
+            self._numbers[i] = ts, *self._surface(surface), at, at + n
             at += n
             if lat is None or lon is None or not (math.isfinite(lat) and math.isfinite(lon)):
                 self._places[i, 3] = 0.0
@@ -104,14 +105,16 @@ class FeatureBuilder:
                 self._places[i] = *unit_vector(lat, lon), 1.0
         return parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else np.zeros(0, np.uint64)
 
-    def _surface(self, surface: str | None) -> int:
+    def _surface(self, surface: str | None) -> tuple[int, int]:
+        """Bucket of the model's table, and number in the state's rings."""
         if not surface:
-            return 0
+            return 0, 0
         known = self._surfaces.get(surface)
         if known is None:
             if len(self._surfaces) >= _KEPT:  # ids could come in as surfaces: don't keep them all
                 self._surfaces.clear()
-            known = self._surfaces[surface] = int(bucket(np.uint64(item_hash(surface)), self.spec.surface_buckets))
+            of_model = int(bucket(np.uint64(item_hash(surface)), self.spec.surface_buckets))
+            known = self._surfaces[surface] = of_model, surface_of(surface)
         return known
 
     def _where(self, arrays: UserArrays, out: Inputs) -> NDArray[np.int64]:
@@ -130,9 +133,9 @@ class FeatureBuilder:
             len(g.keys), self._logs.ctypes.data, self._columns.ctypes.data, len(self._columns),
             self._scratch.ctypes.data, where.ctypes.data,
         )  # fmt: skip
-        where[bound.D_B : bound.D_B + 9] = (
+        where[bound.D_B : bound.D_UB] = (
             out.users, out.candidates, s.groups, s.events, s.short, len(s.candidate_features), s.item_buckets, s.category_buckets,
-            s.advertiser_buckets,
+            s.advertiser_buckets, len(s.user_features), bits(s.blocks),
         )  # fmt: skip
         where[bound.D_UB : bound.D_UB + 5] = sizes
         if len(self._bound) >= _KEPT:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_dmgin.features.spec import N_STAT, USER_FEATURES, InputSpec
+from stream_dmgin.features.spec import N_STAT, InputSpec
 
 _B, _I, _F = np.bool_, np.int32, np.float32
 # name -> (dtype, dimensions after the first as keys of _sizes()); the order is that of the addresses
@@ -26,14 +26,13 @@ REQUEST_SIDE: dict[str, tuple[Any, tuple[str, ...]]] = {
     "c_mask": (_B, ("C",)), "g_age": (_F, ("G",)), "g_size": (_F, ("G",)), "u_dense": (_F, ("U",)), "x_cat": (_I, ()),
 }  # fmt: skip
 ALL = {**USER_SIDE, **REQUEST_SIDE}
-USER_COLUMNS = len(USER_FEATURES)
 _VIEWS = 512  # sizes remembered by `fit`
 
 
 def _sizes(spec: InputSpec, candidates: int) -> dict[str, int]:
     return {
         "G": spec.groups, "L": spec.events, "S": spec.short, "C": candidates, "3": 3,
-        "STAT": N_STAT, "D": len(spec.candidate_features), "U": USER_COLUMNS,
+        "STAT": N_STAT, "D": len(spec.candidate_features), "U": len(spec.user_features),
     }  # fmt: skip
 
 

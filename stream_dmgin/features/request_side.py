@@ -13,12 +13,23 @@ import numpy as np
 
 from stream_dmgin.counters.layout import C_VIEW, FEATURES, N_KINDS, N_RATES, N_VIEW, V_LOGIT, V_RATE
 from stream_dmgin.counters.layout import N_ADDRESSES as C_ADDRESSES
-from stream_dmgin.counters.read import first_seen, mixed, refresh, row_features, row_of, smoothed_logit
+from stream_dmgin.counters.read import (
+    engagement_shown,
+    first_seen,
+    mixed,
+    refresh,
+    row_features,
+    row_of,
+    smoothed_logit,
+)
+from stream_dmgin.features.blocks import ENGAGEMENT, N_SESSION, N_SURFACE, SESSION, SURFACE, put_session, put_surface
 from stream_dmgin.features.bound import (
     D_B,
+    D_BLOCKS,
     D_C,
     D_D,
     D_G,
+    D_U,
     D_UB,
     D_UG,
     D_UM,
@@ -111,7 +122,7 @@ N_PLACES = 1024
 (R_CLICKS, R_IMPRESSIONS, R_RECENT, R_LAST_EVENT, R_LAST_IMPRESSION) = range(5)
 # A user's groups by key, and the features of those already worked out for this request
 N_GROUP_PLACES = 256
-NUMBERS, PLACE = 4, 4  # columns of a request: ts, surface bucket, first candidate, end; x, y, z, known
+NUMBERS, PLACE = 5, 4  # columns of a request: ts, surface bucket and number, first candidate, end; x, y, z, known
 
 # Scratch memory, in bytes: places (i32), keys (u64), values (i64), group places (i32), group features (f32), done (u8)
 _S_KEYS = 4 * N_PLACES
@@ -361,8 +372,9 @@ def _put_candidate(
     out = where[I_C_DENSE] + 4 * where[D_D] * at
     item_counters = row_of(counters, 0, h)
     row_features(counters, item_counters, out)
-    row_features(counters, row_of(counters, 1, category), out + 4 * FEATURES)
-    row_features(counters, row_of(counters, 2, advertiser), out + 8 * FEATURES)
+    category_counters, advertiser_counters = row_of(counters, 1, category), row_of(counters, 2, advertiser)
+    row_features(counters, category_counters, out + 4 * FEATURES)
+    row_features(counters, advertiser_counters, out + 8 * FEATURES)
     out += 4 * N_COUNTER
     map_keys, map_values = u64(where[W_MAP_KEYS], (where[W_MAP_SIZE],)), i32(where[W_MAP_VALUES], (where[W_MAP_SIZE],))
     group = find_group(map_keys, map_values, h)
@@ -384,12 +396,17 @@ def _put_candidate(
     columns, more = i32(where[W_COLUMNS], (where[W_N_COLUMNS],)), f32(out + 4 * N_PAIR, (where[W_N_COLUMNS],))
     for j in range(columns.shape[0]):
         more[j] = f32(k[K_NUMBERS], (k[K_CAPACITY], k[K_COLUMNS]))[row, columns[j]] if row >= 0 else np.float32(0.0)
+    if where[D_BLOCKS] & ENGAGEMENT:
+        extra = f32(out + 4 * (N_PAIR + columns.shape[0]), (N_KINDS,))
+        extra[0] = engagement_shown(counters, item_counters)
+        extra[1] = engagement_shown(counters, category_counters)
+        extra[2] = engagement_shown(counters, advertiser_counters)
 
 
 @kernel
 def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) -> None:
-    """Fill the request side of all D_B users of the inputs. Per user: `rows` (-1: nothing known), `numbers` [n,4] (ts, surface
-    bucket, first and end index into `hashes`), `places` [n,4] (unit vector, 1 where known). Users after the last are padding."""
+    """Fill the request side of all D_B users of the inputs. Per user: `rows` (-1: nothing known), `numbers` [n,5] (ts, surface
+    bucket and number, first and end index into `hashes`), `places` [n,4] (unit vector, 1 where known). Users after the last are padding."""
     w, counters, scratch = where[W_SELF], where[W_COUNTERS], where[W_SCRATCH]
     B, C, G, D, UB, UG = where[D_B], where[D_C], where[D_G], where[D_D], where[D_UB], where[D_UG]
     logs, n_groups = f32(where[W_LOGS], (LOGS,)), i32(where[U_GROUPS], (UB,))
@@ -397,7 +414,8 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
     c_item, c_id, c_group = i32(where[I_C_ITEM], (B, C, 3)), i32(where[I_C_ID], (B, C)), i32(where[I_C_GROUP], (B, C))
     c_dense, c_mask = f32(where[I_C_DENSE], (B, C, D)), u8(where[I_C_MASK], (B, C))
     g_age, g_size = f32(where[I_G_AGE], (B, G)), f32(where[I_G_SIZE], (B, G))
-    u_dense, x_cat = f32(where[I_U_DENSE], (B, N_USER)), i32(where[I_X_CAT], (B,))
+    U = where[D_U]
+    u_dense, x_cat = f32(where[I_U_DENSE], (B, U)), i32(where[I_X_CAT], (B,))
     view = f64(i64(counters, (C_ADDRESSES,))[C_VIEW], (N_VIEW,))
     for b in range(B):
         g_age[b], g_size[b] = 0, 0
@@ -431,9 +449,17 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
         else:
             i32(scratch, (N_PLACES,))[:] = 0
             i32(scratch + _S_GROUP, (N_GROUP_PLACES,))[:] = 0
-        _put_user(w, r, now, global_logit, user_logit, ring_logit, where[I_U_DENSE] + 4 * N_USER * b)
+        user = where[I_U_DENSE] + 4 * U * b
+        _put_user(w, r, now, global_logit, user_logit, ring_logit, user)
+        user += 4 * N_USER
+        if where[D_BLOCKS] & SESSION:
+            put_session(w, r, now, user_rate, user_logit, user)
+            user += 4 * N_SESSION
+        if where[D_BLOCKS] & SURFACE:
+            put_surface(w, r, now, numbers[b, 2], ring_rate, ring_logit, user)
+            user += 4 * N_SURFACE
         x_cat[b] = numbers[b, 1]
-        start, n = numbers[b, 2], min(C, numbers[b, 3] - numbers[b, 2])
+        start, n = numbers[b, 3], min(C, numbers[b, 4] - numbers[b, 3])
         at, place = b * C, places.ctypes.data + 8 * PLACE * b
         for i in range(n):
             h = hashes[start + i]

@@ -31,13 +31,15 @@ Request side (C candidates a user, padded; c_mask says which exist):
 | c_mask   | [B,C]        | bool    | |
 | g_age    | [B,G]        | float32 | log2(1 + minutes from the group's last event to the request) |
 | g_size   | [B,G]        | float32 | ln(1 + events of the group for life, impressions aside) |
-| u_dense  | [B,U]        | float32 | USER_FEATURES: totals, rates, recency, session, context (hour, weekday) |
+| u_dense  | [B,U]        | float32 | user_features(): totals, rates, recency, session, context (hour, weekday) |
 | x_cat    | [B]          | int32   | bucketed hash of context["surface"] (0: none) |
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 BEHAVIOUR_CLASSES = ("impression", "click", "weak", "strong", "payment", "negative", "dwell", "other")
 # type name -> class; a type not named here is "other"
@@ -91,6 +93,25 @@ USER_FEATURES = (
 )  # fmt: skip
 
 
+# Optional inputs, by the name of their block: columns of u_dense and of c_dense, behind all others. A model's spec names the
+# blocks it was trained with; what no model names is not computed.
+USER_BLOCKS = {
+    "session": (  # over visible impressions: the user's newest 5, 20, 50, and the session so far
+        *(f"last{n}_ctr_logit" for n in (5, 20, 50)), *(f"last{n}_log1p_dwell_s" for n in (5, 20, 50)),
+        "session_log1p_impressions", "session_log1p_clicks", "session_log1p_min", "log1p_impressions_since_click",
+    ),
+    "surface": (  # user x the request's surface, over the rings
+        "us_log1p_impressions", "us_log1p_clicks", "us_ctr_logit", "us_last10_ctr_logit", "us_log1p_last_min",
+    ),
+    "engagement": (),
+}  # fmt: skip
+CANDIDATE_BLOCKS = {
+    "session": (), "surface": (),
+    "engagement": tuple(f"{kind}_engagement_shown_logit_7d" for kind in COUNTER_KINDS),  # engagements in impressions
+}  # fmt: skip
+BLOCKS = tuple(USER_BLOCKS)
+
+
 @dataclass(frozen=True)
 class InputSpec:
     """Sizes of the inputs; part of a model's config. `item_numbers`: numeric `attrs` of items, appended to c_dense as log1p."""
@@ -103,13 +124,25 @@ class InputSpec:
     advertiser_buckets: int = 4096
     surface_buckets: int = 64
     item_numbers: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()  # optional inputs, of BLOCKS and in their order
+
+    def __post_init__(self) -> None:
+        if self.blocks != tuple(b for b in BLOCKS if b in self.blocks):
+            raise ValueError(f"blocks of inputs {self.blocks}: name some of {BLOCKS}, in this order")
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> InputSpec:
+        """The spec as JSON gave it back (lists for tuples)."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        return cls(**values)
 
     @property
     def candidate_features(self) -> tuple[str, ...]:
         """Names of the columns of c_dense."""
-        return (*COUNTER_FEATURES, *PAIR_FEATURES, *(f"log1p_{n}" for n in self.item_numbers))
+        numbers = (f"log1p_{n}" for n in self.item_numbers)
+        return (*COUNTER_FEATURES, *PAIR_FEATURES, *numbers, *(n for b in self.blocks for n in CANDIDATE_BLOCKS[b]))
 
     @property
     def user_features(self) -> tuple[str, ...]:
         """Names of the columns of u_dense."""
-        return USER_FEATURES
+        return (*USER_FEATURES, *(n for b in self.blocks for n in USER_BLOCKS[b]))

@@ -25,7 +25,7 @@ _TEXT = pa.large_string()  # marks: plain text; written as string
 _EVENT = {
     "user_id": _TEXT, "item_id": _TEXT, "ts": pa.int64(), "event_id": _TEXT, "type": _TEXT, "request_id": _TEXT,
     "position": pa.int64(), "dwell_ms": pa.int64(), "value": pa.float64(), "lat": pa.float64(), "lon": pa.float64(),
-    "attrs": _JSON, "v": pa.int64(),
+    "surface": _TEXT, "attrs": _JSON, "v": pa.int64(),
 }  # fmt: skip
 FIELDS: dict[str, dict[str, pa.DataType]] = {
     **dict.fromkeys(topics.EVENTS, _EVENT),

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stream_dmgin.features.spec import N_AGE, N_CLS, N_DWELL, N_HOUR, N_STAT, USER_FEATURES, InputSpec
+from stream_dmgin.features.spec import N_AGE, N_CLS, N_DWELL, N_HOUR, N_STAT, InputSpec
 
 FAR = -1e4  # additive mask: softmax gives such a place nothing, and a row of only such places stays finite
 TENTS, TENT_STEP = 8, 3.0  # tent functions over log2(1 + minutes): one per 3 octaves, up to 2^21 minutes (4 years)
@@ -197,7 +197,7 @@ class DMGIN(nn.Module):
         self.ask_own, self.ask_short, self.short_key = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
         # counters, context and the MLP
         columns = len(spec.candidate_features)
-        self.c_dense, self.u_dense = Dense(columns, config.bins), Dense(len(USER_FEATURES), config.bins)
+        self.c_dense, self.u_dense = Dense(columns, config.bins), Dense(len(spec.user_features), config.bins)
         self.surface = nn.Embedding(spec.surface_buckets, 8)
         h1, h2 = config.hidden
         self.dense_c, self.dense_u = nn.Linear(self.c_dense.out, h1), nn.Linear(self.u_dense.out + 8, h1, bias=False)

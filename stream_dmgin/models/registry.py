@@ -54,7 +54,7 @@ def input_names(spec: inputs.InputSpec) -> dict[str, list[str]]:
     """The columns a model was trained on: a model is refused where the code's features have changed under it."""
     return {
         "behaviours": list(inputs.BEHAVIOUR_CLASSES), "group_stats": list(inputs.GROUP_STATS),
-        "user": list(inputs.USER_FEATURES), "candidate": list(spec.candidate_features),
+        "user": list(spec.user_features), "candidate": list(spec.candidate_features),
         "buckets": [str(inputs.N_AGE), str(inputs.N_DWELL), str(inputs.N_HOUR)],
     }  # fmt: skip
 
@@ -166,7 +166,7 @@ def describe(directory: Path, short: bool = False) -> dict[str, Any]:
 
 def parse_config(raw: Mapping[str, Any]) -> DMGINConfig:
     """The config as JSON gave it back (lists for tuples)."""
-    spec = inputs.InputSpec(**{**raw["spec"], "item_numbers": tuple(raw["spec"]["item_numbers"])})
+    spec = inputs.InputSpec.of(raw["spec"])
     return DMGINConfig(**{**raw, "spec": spec, "heads": tuple(raw["heads"]), "hidden": tuple(raw["hidden"])})
 
 
@@ -192,7 +192,7 @@ def load_model(id_or_dir: str | Path, data_dir: Path | None = None) -> Model:
             )
         network = DMGIN(config)
         network.load_state_dict(load(weights))
-    except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as e:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as e:
         raise FormatError(f"{directory} can't be loaded ({e}): copy the model's folder from its release again") from e
     network.eval().requires_grad_(False)
     calibration = Calibration.load(directory / "calibration.json")

@@ -137,7 +137,18 @@ def encode_events(table: pa.Table) -> tuple[list[bytes], list[bytes]]:
     """(keys, values) of rows of `events.parquet` as records; missing fields are left out."""
     names = [
         n
-        for n in ("user_id", "item_id", "ts", "event_id", "type", "request_id", "position", "dwell_ms", "value")
+        for n in (
+            "user_id",
+            "item_id",
+            "ts",
+            "event_id",
+            "type",
+            "request_id",
+            "position",
+            "surface",
+            "dwell_ms",
+            "value",
+        )
         if n in table.column_names
     ]
     present = [n for n in names if table[n].null_count < table.num_rows]

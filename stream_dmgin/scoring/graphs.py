@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stream_dmgin.features.spec import N_AGE, N_CLS, N_DWELL, N_HOUR, N_STAT, USER_FEATURES, InputSpec
+from stream_dmgin.features.spec import N_AGE, N_CLS, N_DWELL, N_HOUR, N_STAT, InputSpec
 from stream_dmgin.models.dmgin import DMGIN, Tower
 from stream_dmgin.scoring.engine import HEAD_INPUTS
 
@@ -81,7 +81,7 @@ def example_inputs(spec: InputSpec, users: int, candidates: int, seed: int = 0) 
         "c_group": np.where(c_group < n_groups[:, None], c_group, g).astype(np.int32),
         "c_dense": r.normal(0, 1, (b, c, len(spec.candidate_features))).astype(number), "c_mask": np.ones((b, c), np.bool_),
         "g_age": r.uniform(0, 18, (b, g)).astype(number), "g_size": (r.uniform(0.7, 5, (b, g)) * g_mask).astype(number),
-        "u_dense": r.normal(0, 1, (b, len(USER_FEATURES))).astype(number), "x_cat": whole(spec.surface_buckets, b),
+        "u_dense": r.normal(0, 1, (b, len(spec.user_features))).astype(number), "x_cat": whole(spec.surface_buckets, b),
     }  # fmt: skip
 
 

@@ -23,7 +23,8 @@ class UserArrays:
 
     What lies beyond `n_groups`, `g_len`, `s_len` and `m_len` is undefined. Everything is newest first: groups by (last ts,
     key), events by (ts, event-id hash). Times in ms; `dwell` of an event is -1 where it has none;
-    item hashes are XXH64; `*_cls` are indexes in `spec.BEHAVIOUR_CLASSES`. `digest` is a hash of the user's whole hot state
+    item hashes are XXH64; `*_cls` are indexes in `spec.BEHAVIOUR_CLASSES`; `*_surface` numbers by
+    `state.hash.surface_of`. `digest` is a hash of the user's whole hot state
     (all 128 groups, all of the rings), whatever G and L are. `version` changes with each counted event.
     """
 
@@ -56,6 +57,8 @@ class UserArrays:
     m_len: I32
     m_item: U64
     m_ts: I64
+    s_surface: U8
+    m_surface: U8
     addresses: I64 = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -78,4 +81,5 @@ class UserArrays:
             z(g, u64), z((*g, N_CLS), i64), z(g, i64), z(g, i64), z(g, i64), z(g, i64), z(g, i64), z(g, i32),
             z(e, u64), z(e, u8), z(e, i64), z(e, i64),
             z(b, i32), z(s, u64), z(s, u8), z(s, i64), z(s, i64), z(b, i32), z(s, u64), z(s, i64),
+            z(s, u8), z(s, u8),
         )  # fmt: skip

@@ -155,7 +155,7 @@ class StateEngine:
         while True:
             code, n = fold.fold_rows(
                 mem.addresses, rows, cols.status, cols.topic, cols.offset, cols.ts, cols.eid_hash.view(i64), cols.dwell, cols.value,
-                slots, items, types, start,
+                cols.surface, slots, items, types, start,
             )  # fmt: skip
             counted += n
             if code == at_.DONE:

@@ -70,6 +70,7 @@ from stream_dmgin.state.layout import (
     RING_MASK,
     SINGLETON,
     SPILL_LOADED,
+    SURFACE_AT,
     T_HASH,
     T_METRICS,
     TW,
@@ -497,8 +498,8 @@ def ahead_planes(S: Any, at: Any, ring: Any, all_ids: Any) -> None:
 
 @kernel
 def fold_rows(
-    addresses: Any, rows: Any, status: Any, topic: Any, offset: Any, ts: Any, eid: Any, dwell: Any, value: Any, slots: Any, items: Any,
-    types: Any, start: Any,
+    addresses: Any, rows: Any, status: Any, topic: Any, offset: Any, ts: Any, eid: Any, dwell: Any, value: Any, surface: Any,
+    slots: Any, items: Any, types: Any, start: Any,
 ) -> Any:  # fmt: skip
     """Fold rows[start:]; returns (code, events counted). On a NEED_* code M_POS is the row to go on from.
 
@@ -539,7 +540,7 @@ def fold_rows(
         item, kind = items[j], types[j]
         d, v = dwell[r], value[r]
         flags = (F_IMPRESSION if t == 0 else 0) | (F_DWELL if d >= 0 else 0) | (F_VALUE if v >= 0 else 0)
-        tsf = (ts[r] << 16) | (kind << 8) | flags
+        tsf = (ts[r] << 16) | (kind << 8) | (np.int64(surface[r]) << SURFACE_AT) | flags
         d, v = max(d, 0), max(v, 0)
         done = apply_event(S, u, item, tsf, eid[r], d, v, True)
         if done == SPILLED:

@@ -18,6 +18,7 @@ P3 = np.uint64(0x165667B19E3779F9)
 P4 = np.uint64(0x85EBCA77C2B2AE63)
 P5 = np.uint64(0x27D4EB2F165667C5)
 U = np.uint64
+SURFACES = 31  # numbers of surfaces that an event in the state can have
 ADDRESS_OF_BYTES = bytes.__basicsize__ - 1  # where CPython keeps the content of a bytes object, from id()
 
 
@@ -102,6 +103,17 @@ def hash64(data: bytes) -> int:
     '0xd24ec4f1a98c6e5b'
     """
     return int(xxh64(id(data) + ADDRESS_OF_BYTES, len(data))) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+@kernel
+def surface_number(h: Any) -> Any:
+    """1..SURFACES for the hash of a surface's name: what the state keeps of it."""
+    return np.int64(1 + U(h) % U(SURFACES))
+
+
+def surface_of(name: str | None) -> int:
+    """`surface_number` of a name; 0 for none."""
+    return 1 + hash64(name.encode()) % SURFACES if name else 0
 
 
 def item_hash(item_id: str) -> int:

@@ -98,8 +98,9 @@ DW = 6
 METRICS = 5
 CW = 8  # key, METRICS counts, two words unused: a cache line
 
-# ts/type/flags word of an event: ts << 16 | type << 8 | flags
+# ts/type/flags word of an event: ts << 16 | type << 8 | surface << 3 | flags
 F_DWELL, F_VALUE, F_IMPRESSION = 1, 2, 4
+SURFACE_AT, SURFACE_MASK = 3, 31  # number of the surface, 0 for none
 BUCKET_MS = 900_000
 DWELL_CAP = 3_600_000  # of one event, in the shared counters
 

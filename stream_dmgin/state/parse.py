@@ -21,13 +21,14 @@ from stream_dmgin.records import (
     DWELL_MAX,
     ID_BYTES,
     IMPRESSION,
+    SURFACE_BYTES,
     TS_AHEAD,
     TS_MIN,
     TYPE_BYTES,
     VALUE_MAX,
     decode_event,
 )
-from stream_dmgin.state.hash import ADDRESS_OF_BYTES, hash64, same_bytes, xxh64
+from stream_dmgin.state.hash import ADDRESS_OF_BYTES, hash64, same_bytes, surface_number, surface_of, xxh64
 from stream_dmgin.state.jit import kernel, ld8, ld64, st8
 from stream_dmgin.state.msgpack import (
     K_BAD,
@@ -55,7 +56,7 @@ DEFAULT_HASHES = tuple(np.int64(np.uint64(hash64(t))) for t in DEFAULTS)
 @dataclass(slots=True)
 class EventColumns:
     """Events of one batch as columns [n]. `status`: 0 ok, 1 malformed, 2 not an event topic. Lengths in bytes, `dwell` in ms
-    (-1: none), `value` in millionths (-1: none), `topic` an index in `topics.EVENTS` (255: none)."""
+    (-1: none), `value` in millionths (-1: none), `surface` its number (0: none), `topic` an index in `topics.EVENTS` (255: none)."""
 
     status: NDArray[np.uint8]
     topic: NDArray[np.uint8]
@@ -74,6 +75,7 @@ class EventColumns:
     type_len: NDArray[np.int32]
     dwell: NDArray[np.int64]
     value: NDArray[np.int64]
+    surface: NDArray[np.uint8]
     owner: list[Any] = field(default_factory=list)  # keeps the memory behind the addresses alive
 
     def __len__(self) -> int:
@@ -96,6 +98,7 @@ def _word(name: str) -> int:
 
 F_USER, F_ITEM, F_TS, F_EVENT, F_TYPE, F_DWELL, F_VALUE = 1, 2, 4, 8, 16, 32, 64
 F_REQUEST, F_POSITION, F_LAT, F_LON, F_ATTRS, F_V = 128, 256, 512, 1024, 2048, 4096
+F_SURFACE = 8192
 REQUIRED = F_USER | F_ITEM | F_TS
 W_USER, W_ITEM, W_TS, W_EVENT, W_TYPE = (
     _word("user_id"),
@@ -105,7 +108,7 @@ W_USER, W_ITEM, W_TS, W_EVENT, W_TYPE = (
     _word("type"),
 )
 W_DWELL, W_VALUE, W_REQUEST, W_POSITION = _word("dwell_ms"), _word("value"), _word("request_id"), _word("position")
-W_LAT, W_LON, W_ATTRS, W_V = _word("lat"), _word("lon"), _word("attrs"), _word("v")
+W_LAT, W_LON, W_ATTRS, W_V, W_SURFACE = (_word(n) for n in ("lat", "lon", "attrs", "v", "surface"))
 REQUEST_TAIL = (ord("i"), ord("d"))
 
 
@@ -124,7 +127,7 @@ def _field(a: Any, n: Any, end: Any) -> Any:
         for k in range(m):
             w |= ld8(a + k) << (8 * k)
     if n == 7:
-        return F_USER if w == W_USER else F_ITEM if w == W_ITEM else 0
+        return F_USER if w == W_USER else F_ITEM if w == W_ITEM else F_SURFACE if w == W_SURFACE else 0
     if n == 8:
         return F_EVENT if w == W_EVENT else F_DWELL if w == W_DWELL else F_POSITION if w == W_POSITION else 0
     if n == 2:
@@ -160,6 +163,7 @@ def _parse(
     topic_number: Any, topic: Any, partition: Any, offset: Any, timestamp: Any, key_addr: Any, key_len: Any, value_addr: Any,
     value_len: Any, names: Any, status: Any, tn: Any, ts_: Any, user_hash: Any, user_addr: Any, user_len: Any, item_hash: Any,
     item_addr: Any, item_len: Any, eid_hash: Any, type_hash: Any, type_addr: Any, type_len: Any, dwell_: Any, value_: Any,
+    surface_: Any,
 ) -> Any:  # fmt: skip
     """Fill the columns; rows that aren't surely well formed get status MALFORMED. Returns how many those are.
 
@@ -184,7 +188,7 @@ def _parse(
             continue
         seen = 0
         ua = ul = ia = il = ea = np.int64(0)
-        ta = tl = np.int64(0)
+        ta = tl = sa = sl = np.int64(0)
         el = NIL
         ts = np.int64(0)
         dwell = value = np.int64(-1)
@@ -208,7 +212,7 @@ def _parse(
                 good = False
                 break
             seen |= f
-            if f & (F_USER | F_ITEM | F_EVENT | F_TYPE | F_REQUEST):
+            if f & (F_USER | F_ITEM | F_EVENT | F_TYPE | F_REQUEST | F_SURFACE):
                 a, m, p = read_str(p, end)
                 if m == -1 or (m >= 0 and not utf8_ok(a, m)):
                     good = False
@@ -221,6 +225,8 @@ def _parse(
                     ea, el = a, m
                 elif f == F_TYPE:
                     ta, tl = a, m if m > 0 else np.int64(0)
+                elif f == F_SURFACE:
+                    sa, sl = a, m if m > 0 else np.int64(0)
             elif f == F_ATTRS:
                 if ld8(p) == 0xC0:
                     p += 1
@@ -262,7 +268,14 @@ def _parse(
                     break
         if not good or p != end or seen & REQUIRED != REQUIRED:
             continue
-        if not (0 < ul <= ID_BYTES and 0 < il <= ID_BYTES and el != 0 and el <= ID_BYTES and tl <= TYPE_BYTES):
+        if not (
+            0 < ul <= ID_BYTES
+            and 0 < il <= ID_BYTES
+            and el != 0
+            and el <= ID_BYTES
+            and tl <= TYPE_BYTES
+            and sl <= SURFACE_BYTES
+        ):
             continue
         if ts < TS_MIN or ts >= TS_LIMIT or ts - TS_AHEAD > timestamp[i]:
             continue
@@ -294,6 +307,7 @@ def _parse(
         item_addr[i], item_len[i] = ia, il
         type_addr[i], type_len[i] = ta, tl
         dwell_[i], value_[i] = dwell, value
+        surface_[i] = surface_number(xxh64(sa, sl)) if sl > 0 else np.int64(0)
         status[i] = OK
         unsure -= 1
     return unsure
@@ -334,18 +348,19 @@ def parse_events(batch: Batch, topic_number: NDArray[np.uint8]) -> tuple[EventCo
     topics, topic_number = (np.require(x, np.uint8, _PLAIN) for x in (batch.topic, topic_number))
     i64 = np.zeros((9, n), np.int64)
     i32 = np.zeros((3, n), np.int32)
-    status, topic = np.zeros((2, n), np.uint8)
+    status, topic, surface = np.zeros((3, n), np.uint8)
     ts, user_hash, user_addr, item_hash, item_addr, eid_hash, type_hash, type_addr, value = i64
     dwell = np.full(n, -1, np.int64)
     value[:] = -1
     unsure = _parse(
         topic_number, topics, partition, offset, timestamp, key_addr, key_len, value_addr, value_len, _NAMES.addresses, status, topic,
         ts, user_hash, user_addr, i32[0], item_hash, item_addr, i32[1], eid_hash, type_hash, type_addr, i32[2], dwell, value,
+        surface,
     )  # fmt: skip
     u64 = i64.view(np.uint64)
     cols = EventColumns(
         status, topic, partition, offset, ts, u64[1], u64[2], i32[0], u64[3], u64[4], i32[1], u64[5], u64[6],
-        u64[7], i32[2], dwell, value, [batch.owner],
+        u64[7], i32[2], dwell, value, surface, [batch.owner],
     )  # fmt: skip
     return cols, _decode_rest(batch, cols) if unsure else []
 
@@ -372,5 +387,6 @@ def _decode_rest(batch: Batch, cols: EventColumns) -> list[tuple[int, RecordErro
         cols.eid_hash[i] = hash64(event_id.encode())
         cols.dwell[i] = -1 if e.dwell_ms is None else e.dwell_ms
         cols.value[i] = -1 if e.value is None else round(e.value * MICROS)
+        cols.surface[i] = surface_of(e.surface)
         cols.status[i] = OK
     return bad

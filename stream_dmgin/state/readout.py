@@ -33,6 +33,8 @@ from stream_dmgin.state.layout import (
     LOADED,
     M_CLOCK,
     M_EPOCH,
+    SURFACE_AT,
+    SURFACE_MASK,
     T_CLASS,
     T_HASH,
     TW,
@@ -206,11 +208,12 @@ def read_user(S: Any, u: Any, out: Any, r: Any) -> None:
             e_ts[o] = tsf >> 16
             e_dwell[o] = (item >> 32) & LOW32 if tsf & F_DWELL else -1
 
-    s_item, s_cls, s_ts, s_dwell = (
+    s_item, s_cls, s_ts, s_dwell, s_surface = (
         one(out, 22, n4),
         byte(out, 23, n4),
         one(out, 24, n4),
         one(out, 25, n4),
+        byte(out, 29, n4),
     )
     ring, at = S.U[b + U_SHORTRING], S.U[b + U_SHORT]
     length, cap, start = ring & 0xFF, (ring >> 8) & 0xFF, (ring >> 16) & 0xFF
@@ -222,8 +225,9 @@ def read_user(S: Any, u: Any, out: Any, r: Any) -> None:
         s_item[o] = S.I[(item & LOW32) * IW + I_HASH]
         s_cls[o] = S.T[((tsf >> 8) & 255) * TW + T_CLASS]
         s_ts[o] = tsf >> 16
+        s_surface[o] = (tsf >> SURFACE_AT) & SURFACE_MASK
         s_dwell[o] = (item >> 32) & LOW32 if tsf & F_DWELL else -1
-    m_item, m_ts = one(out, 27, n4), one(out, 28, n4)
+    m_item, m_ts, m_surface = one(out, 27, n4), one(out, 28, n4), byte(out, 30, n4)
     ring, at = S.U[b + U_IMPRING], S.U[b + U_IMP]
     length, cap, start = ring & 0xFF, (ring >> 8) & 0xFF, (ring >> 16) & 0xFF
     m_len[r] = length
@@ -231,6 +235,7 @@ def read_user(S: Any, u: Any, out: Any, r: Any) -> None:
         k = at + ((start + length - 1 - j) & (cap - 1))
         m_item[r * USER_RING + j] = S.I[(A[k + 2 * cap] & LOW32) * IW + I_HASH]
         m_ts[r * USER_RING + j] = A[k + cap] >> 16
+        m_surface[r * USER_RING + j] = (A[k + cap] >> SURFACE_AT) & SURFACE_MASK
 
 
 @kernel

@@ -92,11 +92,12 @@ def evaluate(
 def evaluate_all(
     data: Dataset, plan: Plan, models: Sequence[str] = MODELS, seeds: int = 1, groups: GroupMap | None = None,
     options: Options | None = None, say: Say = lambda text: None, progress: Callable[[int, int], None] | None = None,
-    rows: TrainingRows | None = None,
+    rows: TrainingRows | None = None, blocks: tuple[str, ...] | None = None,
 ) -> tuple[DatasetSource, dict[str, Scored]]:  # fmt: skip
     """Scores of the test rows by several models, all fitted on the rows of one replay.
 
-    `rows`: the training rows of requests from `plan.train[0]` on, where they are at hand already.
+    `rows`: the training rows of requests from `plan.train[0]` on, where they are at hand already. `blocks`: optional inputs in
+    place of the recipe's.
     """
     for model in models:
         if model not in MODELS:
@@ -112,6 +113,8 @@ def evaluate_all(
     if not plan.train[1] <= plan.valid[0] or not plan.valid[1] <= plan.test[0]:
         raise UsageError("train, valid and test days must follow one another")
     recipe = recipes.of(data.meta)
+    if blocks is not None:
+        recipe = recipes.with_blocks(recipe, blocks)
     test = r.between(*plan.test)
     row = np.arange(r.first[test[0]], r.first[test[1]])
     out = {m: Scored(row, r.label[row]) for m in models}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stream_dmgin.datasets.form import Meta
-from stream_dmgin.features.spec import InputSpec
+from stream_dmgin.errors import UsageError
+from stream_dmgin.features.spec import BLOCKS, InputSpec
 from stream_dmgin.models.dmgin import DMGINConfig
 from stream_dmgin.training.loop import Options
 from stream_dmgin.training.trees import TreeOptions
@@ -23,6 +24,20 @@ class Recipe:
     def spec(self) -> InputSpec:
         """Sizes of the inputs."""
         return self.config.spec
+
+
+def block_names(text: str) -> tuple[str, ...]:
+    """`session,surface` (or `none`) as optional blocks of inputs (`features/spec.py`). Raises UsageError."""
+    wanted = set() if text == "none" else {x.strip() for x in text.split(",")}
+    if not wanted <= set(BLOCKS):
+        raise UsageError(f"--blocks {text!r} can't be used: name some of {', '.join(BLOCKS)}, or none")
+    return tuple(b for b in BLOCKS if b in wanted)
+
+
+def with_blocks(recipe: Recipe, blocks: tuple[str, ...]) -> Recipe:
+    """The recipe with these optional blocks of inputs in place of its own."""
+    spec = replace(recipe.spec, blocks=blocks)
+    return replace(recipe, config=replace(recipe.config, spec=spec))
 
 
 def of(meta: Meta) -> Recipe:

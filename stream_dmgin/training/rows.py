@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stream_dmgin.errors import InputError
-from stream_dmgin.features.spec import N_STAT, USER_FEATURES, InputSpec
+from stream_dmgin.features.spec import N_STAT, InputSpec
 from stream_dmgin.models.ragged import GroupRows, TrainBatch, length_steps
 
 Array = NDArray[Any]
@@ -74,7 +74,7 @@ class TrainingRows:
         self.columns: dict[str, Column] = {
             # per request
             "r_groups": Column("i4"), "r_short": Column("i4"), "r_rows": Column("i4"), "r_ts": Column("i8"),
-            "r_key": Column("u8"), "u_dense": Column("f4", len(USER_FEATURES)), "x_cat": Column("i4"),
+            "r_key": Column("u8"), "u_dense": Column("f4", len(spec.user_features)), "x_cat": Column("i4"),
             # per group
             "g_len": Column("i4"), "g_stat": Column("f2", N_STAT), "g_time": Column("f4"), "g_age": Column("f4"),
             "g_size": Column("f4"),
@@ -262,8 +262,7 @@ class TrainingRows:
         """Read what `save` wrote; arrays are mapped, not read. InputError where damaged, or not of the `expected` spec."""
         try:
             meta = json.loads((directory / "rows.json").read_text())
-            spec = InputSpec(**{**meta["spec"], "item_numbers": tuple(meta["spec"]["item_numbers"])})
-            made = cls(spec, meta["heads"])
+            made = cls(InputSpec.of(meta["spec"]), meta["heads"])
             for name in made.columns:
                 made.columns[name] = Column.of(np.load(directory / f"{name}.npy", mmap_mode="c"))
         except (OSError, ValueError, KeyError, TypeError) as e:

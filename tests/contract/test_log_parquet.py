@@ -177,7 +177,7 @@ def test_export_of_each_kind(log: Log, tmp_path: Path) -> None:
     assert first | {"offset": 0, "partition": 0} == {
         "partition": 0, "offset": 0, "timestamp": ZERO - DAY + 1000, "key": "u1", "headers": None, "user_id": "u1", "item_id": "a",
         "ts": ZERO - DAY, "event_id": None, "type": "order", "request_id": None, "position": None, "dwell_ms": 7, "value": 9.5,
-        "lat": None, "lon": None, "attrs": None, "v": None, "more": None, "raw": None,
+        "lat": None, "lon": None, "surface": None, "attrs": None, "v": None, "more": None, "raw": None,
     }  # fmt: skip
     export_topic(log, "p.items", "p.", tmp_path / "i.parquet")
     item = pq.read_table(tmp_path / "i.parquet").to_pylist()[0]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stream_dmgin.datasets import form
-from stream_dmgin.features.spec import InputSpec
+from stream_dmgin.features.spec import BLOCKS, InputSpec
 from stream_dmgin.log.base import open_log
 from stream_dmgin.models.calibration import Calibration
 from stream_dmgin.models.dmgin import DMGINConfig
@@ -30,7 +30,9 @@ def js(*args: object, ok: tuple[int, ...] = (0,)) -> dict:
 
 
 def model(directory: Path, seed: int) -> Path:
-    spec = InputSpec(groups=8, events=8, short=8, item_buckets=64, category_buckets=8, advertiser_buckets=8)
+    spec = InputSpec(
+        groups=8, events=8, short=8, item_buckets=64, category_buckets=8, advertiser_buckets=8, blocks=BLOCKS
+    )
     made = untrained("m", DMGINConfig(spec, ("order",), width=16, item_width=8, hidden=(16, 8)), seed)
     save_model(directory, directory.name, made.network, Calibration(), {}, "For a test.\n")
     return directory

@@ -30,10 +30,11 @@ KNOWN = (
     "value",
     "lat",
     "lon",
+    "surface",
     "attrs",
     "v",
 )
-NEAR_MISSES = ("user_ie", "item_i", "tS", "event_idd", "request_ie", "request_i", "positiom", "dwell_mz", "valu", "values", "w", "la",
+NEAR_MISSES = ("surfacf", "Surface", "user_ie", "item_i", "tS", "event_idd", "request_ie", "request_i", "positiom", "dwell_mz", "valu", "values", "w", "la",
                "latt", "", "x" * 40, "é", "漢字漢字", "user_id\0")  # fmt: skip
 
 
@@ -115,6 +116,7 @@ likely = {
     "type": st.one_of(st.none(), texts), "request_id": st.one_of(st.none(), texts), "position": st.one_of(st.none(), st.integers(-5, 300)),
     "dwell_ms": st.one_of(st.none(), st.integers(-1, 2**33)), "value": st.one_of(st.none(), numbers),
     "lat": st.one_of(st.none(), st.floats(-90, 90), st.integers(-90, 90)), "lon": st.one_of(st.none(), numbers),
+    "surface": st.one_of(st.none(), texts),
     "attrs": st.one_of(st.none(), st.dictionaries(texts, anything, max_size=3)), "v": st.one_of(st.none(), st.integers(0, 3)),
 }  # fmt: skip
 

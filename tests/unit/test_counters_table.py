@@ -49,7 +49,7 @@ def test_reading_equals_the_reference(seed: int) -> None:
     for now in (NOW, NOW + 900_000, NOW - 86_400_000, NOW + 40 * 86_400_000):
         for kind, h in sorted({(int(k), int(h)) for k, h in zip(cols[0], cols[1], strict=True)})[:20]:
             got = t.read(COUNTER_KINDS[kind], h, now)
-            np.testing.assert_allclose(got, want.features(COUNTER_KINDS[kind], h, now), rtol=2e-6, atol=2e-6)
+            np.testing.assert_allclose(got, want.features(COUNTER_KINDS[kind], h, now)[:11], rtol=2e-6, atol=2e-6)
             assert t.totals(COUNTER_KINDS[kind], h) == {
                 m: want.life(COUNTER_KINDS[kind], h, m) for m in COUNTER_METRICS
             }

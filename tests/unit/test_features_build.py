@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,8 @@ def test_inputs_equal_the_reference(seed: int) -> None:
         900_000,
         50 * HOUR,
     ):  # the counters' cache is filled at the first, and partly stale afterwards
-        asks = [(NOW + later, c, *p, "home") for c, p in zip(candidates, places, strict=True)]
+        surfaces = ["home", "search", "home", None, "map", "", "elsewhere"]
+        asks = [(NOW + later, c, *p, s) for c, p, s in zip(candidates, places, surfaces, strict=True)]
         case.builder.user_side(case.arrays, rows, inputs)
         case.builder.request_side(case.arrays, rows, asks, inputs)
         for i, r in enumerate(rows.tolist()):
@@ -90,11 +92,32 @@ def test_inputs_equal_the_reference(seed: int) -> None:
                 check_user(inputs, i, case.world.user_side(case.arrays, r))
             else:
                 assert not inputs["g_mask"][i].any() and not inputs["s_mask"][i].any()
-            ts, names, lat, lon, _ = asks[i]
+            ts, names, lat, lon, surface = asks[i]
             place = (lat, lon) if lat is not None and lon is not None else (None, None)
-            check_request(inputs, i, case.world.request_side(case.arrays, r, ts, [h64(n) for n in names], *place))
+            check_request(
+                inputs, i, case.world.request_side(case.arrays, r, ts, [h64(n) for n in names], *place, surface)
+            )
         assert not inputs["c_mask"][7].any() and not inputs["u_dense"][7].any() and not inputs["g_mask"][7].any()
         case.count(200)
+
+
+def test_optional_blocks_change_no_other_input() -> None:
+    case, plain = Case(18), replace(SPEC, blocks=())
+    asks = [(NOW, case.names, 1.0, 2.0, "home")] * 6
+    builder = FeatureBuilder(plain, case.catalogue, case.table, case.map)
+    for blocks in ((), ("session",), ("surface",), ("engagement",), ("surface", "engagement")):
+        some = replace(SPEC, blocks=blocks)
+        a, b, c = (Inputs.allocate(s, 6, 40) for s in (plain, some, SPEC))
+        builder.request_side(case.arrays, 6, asks, a)
+        FeatureBuilder(some, case.catalogue, case.table, case.map).request_side(case.arrays, 6, asks, b)
+        case.builder.request_side(case.arrays, 6, asks, c)
+        for name, features in (("u_dense", "user_features"), ("c_dense", "candidate_features")):
+            mine, every = getattr(some, features), getattr(SPEC, features)
+            assert np.array_equal(a[name], b[name][..., : a[name].shape[-1]]), name
+            assert np.array_equal(b[name], c[name][..., [every.index(n) for n in mine]]), (name, blocks)
+    for wrong in (("nothing",), ("surface", "session")):
+        with pytest.raises(ValueError, match="blocks of inputs"):
+            InputSpec(blocks=wrong)
 
 
 def test_what_was_in_the_buffers_does_not_matter() -> None:

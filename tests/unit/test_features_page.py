@@ -7,11 +7,13 @@ from pathlib import Path
 from stream_dmgin.features.inputs import ALL
 from stream_dmgin.features.spec import (
     BEHAVIOUR_CLASSES,
+    CANDIDATE_BLOCKS,
     COUNTER_FEATURES,
     COUNTER_KINDS,
     GROUP_STATS,
     HALF_LIVES,
     PAIR_FEATURES,
+    USER_BLOCKS,
     USER_FEATURES,
 )
 
@@ -23,6 +25,8 @@ def test_every_input_is_on_the_page() -> None:
     missing = [n for n in ALL if f"`{n}`" not in shown and n not in ("e_mask", "c_dense", "u_dense")]
     assert not missing
     assert not [n for n in (*PAIR_FEATURES, *USER_FEATURES) if f"`{n}`" not in PAGE]
+    optional = [(b, n) for blocks in (USER_BLOCKS, CANDIDATE_BLOCKS) for b, names in blocks.items() for n in names]
+    assert optional and not [n for b, n in optional if f"`{n}`" not in PAGE or f"`{b}` (" not in PAGE]
     by_class = {f"log1p_{c}" for c in BEHAVIOUR_CLASSES}
     assert not [n for n in GROUP_STATS if n not in by_class and f"`{n}`" not in PAGE]
     for n in COUNTER_FEATURES:

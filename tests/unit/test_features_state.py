@@ -51,6 +51,7 @@ def events(r: np.random.Generator, n: int) -> list[tuple[str, Event]]:
             str(r.choice(types[topic])) if topic != "impressions" else None,
         )
         e.dwell_ms, e.value = dwell, value
+        e.surface = (None, "home", "search")[r.integers(3)]
         if e.type == "None":
             e.type = None
         out.append((topic, e))
@@ -115,14 +116,15 @@ def test_events_become_the_inputs_that_the_page_promises(seed: int) -> None:
         getattr(arrays, name)[:] = 12345
     for name in ("e_ts", "e_dwell", "g_last", "g_first", "s_ts", "m_ts"):
         getattr(arrays, name)[:] = -(1 << 62)
-    arrays.e_cls[:], arrays.s_cls[:] = 255, 255
+    arrays.e_cls[:], arrays.s_cls[:], arrays.s_surface[:], arrays.m_surface[:] = 255, 255, 255, 255
     engine.read([*(u.encode() for u in USERS), b"nobody"], arrays)
     builder, inputs = FeatureBuilder(SPEC, catalogue, table, groups), Inputs.allocate(SPEC, 4, 31)
     world = World(SPEC, items, groups.items, reference)
     builder.user_side(arrays, 4, inputs)
-    builder.request_side(arrays, 4, [(NOW, [*ITEMS, "unknown"], 10.0, 20.0, None)] * 4, inputs)
+    builder.request_side(arrays, 4, [(NOW, [*ITEMS, "unknown"], 10.0, 20.0, "home")] * 4, inputs)
     for b in range(4):
         check_user(inputs, b, world.user_side(arrays, b))
-        check_request(inputs, b, world.request_side(arrays, b, NOW, [h64(n) for n in [*ITEMS, "unknown"]], 10.0, 20.0))
+        candidates = [h64(n) for n in [*ITEMS, "unknown"]]
+        check_request(inputs, b, world.request_side(arrays, b, NOW, candidates, 10.0, 20.0, "home"))
     assert BEHAVIOUR_CLASSES[inputs["s_cls"][0, 0]] in BEHAVIOUR_CLASSES and int(arrays.n_groups[3]) == 0
     engine.close()

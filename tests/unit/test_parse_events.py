@@ -30,7 +30,7 @@ def no_authority(monkeypatch):
     "more",
     [
         {}, {"event_id": "e" * 1024}, {"event_id": None, "type": None, "dwell_ms": None, "value": None, "attrs": None, "v": None},
-        {"type": "é" * 32}, {"dwell_ms": (1 << 32) - 1}, {"value": 1e12}, {"value": 3}, {"value": 0.1}, {"lat": 1.5, "lon": -3},
+        {"type": "é" * 32}, {"dwell_ms": (1 << 32) - 1}, {"value": 1e12}, {"value": 3}, {"value": 0.1}, {"lat": 1.5, "lon": -3}, {"surface": "feed"}, {"surface": None},
         {"request_id": "r", "position": -4, "v": 7}, {"attrs": {"a": [1, "x"], "b": {"c": None}}},
         {"unknown": {"x": [1, 2.5, None, True, b"x", "é"]}, "other": [[1], {"k": "v"}]}, {"x" * 40: 1}, {"dwell": -1, "": 2},
     ],

@@ -124,6 +124,15 @@ def test_all_models_on_one_replay_with_their_differences(data: form.Dataset, sma
             assert i.low <= i.high and abs(i.diff - (found[d.model][k] - found[d.than][k])) < 1e-9
 
 
+def test_optional_inputs_are_named(data: form.Dataset, small: None) -> None:
+    assert recipes.block_names("surface, session") == ("session", "surface") and recipes.block_names("none") == ()
+    with pytest.raises(UsageError, match="name some of session, surface, engagement"):
+        recipes.block_names("sessions")
+    _, plain = protocol.evaluate(data, plan(data), "lightgbm")
+    _, more = protocol.evaluate_all(data, plan(data), ("lightgbm",), blocks=("session", "surface", "engagement"))
+    assert not np.array_equal(plain.calibrated[1], more["lightgbm"].calibrated[1])
+
+
 def test_wrong_days_are_refused(data: form.Dataset) -> None:
     span = protocol.days(data.meta, "1-5", "--days")
     with pytest.raises(InputError, match="test days"):
