@@ -38,6 +38,7 @@ MAX_BATCH = 10_000
 COMMIT_S = 1.0
 NEAR = 5_000  # records: so few the loop folds itself, in some milliseconds
 POLL_S = 0.05
+BUSY_S = 15.0
 NICE = 5  # not the lowest: a thread that has to wait for a processor while it holds the interpreter holds up the loop
 NO_INCREMENTS = 1 << 62  # what is folded here is in the shared counters already: the serving store published it
 
@@ -243,11 +244,9 @@ class Build(threading.Thread):
     def _usable(self, path: Path) -> StateEngine | None:
         """Its engine when `groups` is its map, or extends it. A store of no use is removed."""
         try:
-            engine = open_store_under_its_map(
-                path, self.partition, self._maps, self._unmarked, self.groups, cache_bytes=self._cache_bytes
-            )
+            engine = self._open_waiting(path)
         except StoreBusy:
-            raise  # another worker's, or a thread's that is about to end: later
+            raise  # another worker's: later
         except Exception as e:
             log_.warning("%s can't be opened and is removed: %s", path, e)
         else:
@@ -256,3 +255,15 @@ class Build(threading.Thread):
             engine.close()
         shutil.rmtree(path)
         return None
+
+    def _open_waiting(self, path: Path) -> StateEngine:
+        """A store from which the partition has just gone over is still being closed."""
+        until = time.monotonic() + BUSY_S
+        while True:
+            try:
+                return open_store_under_its_map(
+                    path, self.partition, self._maps, self._unmarked, self.groups, cache_bytes=self._cache_bytes
+                )
+            except StoreBusy:
+                if self._end.wait(0.05) or time.monotonic() > until:
+                    raise

@@ -201,8 +201,8 @@ def test_on_kafka_under_load_and_a_sigkill(kafka, tmp_path, prefix):
     r = random.Random(11)
     new = GroupMap(CHANGED)
     # each once: of an event that is there twice, with a ring between in some order of the topics, either may count
-    events = list({e["event_id"]: (t, e) for t, e in traffic(8, 8_000)}.values())
-    place.send(events[:5_000], 5)
+    events = list({e["event_id"]: (t, e) for t, e in traffic(8, 5_000)}.values())
+    place.send(events[:3_000], 5)
     port = str(r.randrange(20_000, 30_000))
     command = [*CLI, "worker", *place.args, "--groups", str(place.old), "--http", f"127.0.0.1:{port}"]
 
@@ -224,7 +224,7 @@ def test_on_kafka_under_load_and_a_sigkill(kafka, tmp_path, prefix):
         return found
 
     process = subprocess.Popen(command, cwd=tmp_path)
-    load = Traffic(place, events[5_000:], 5)
+    load = Traffic(place, events[3_000:], 5)
     try:
         wait_for(lambda h: h.get("ready"))
         load.start()
@@ -237,7 +237,7 @@ def test_on_kafka_under_load_and_a_sigkill(kafka, tmp_path, prefix):
         wait_for(lambda h: h.get("ready") and h.get("groups") == new.id and h.get("regroup") is None)
         load.stopping.set()
         load.join()
-        place.send(events[5_000 + load.sent :])
+        place.send(events[3_000 + load.sent :])
         until = time.monotonic() + 120
         while len({s["request_id"] for s in place.scores()}) < place.asked:
             assert time.monotonic() < until

@@ -108,12 +108,12 @@ def test_state_and_counters_are_the_same_over_seven_partitions(settings, tmp_pat
 
 
 def test_a_killed_copy_goes_on_and_copies_each_record_once(settings, tmp_path):
-    events = random_log(random.Random(2), Shape(**{**SHAPE.__dict__, "n": 30_000}))
+    events = random_log(random.Random(2), Shape(**{**SHAPE.__dict__, "n": 12_000}))
     write(settings, records(events))
     fold(settings)
     command = [*CLI, *arguments(settings, tmp_path, 3), "--copy-only"]
     r = random.Random(4)
-    for _ in range(3):
+    for _ in range(2):
         p = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 60
         before = size(settings)
