@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ from tests.chaos.traffic import Traffic, groups
 PARTITIONS = 6
 SETTLE_S = 180.0  # for the last answers, once nothing fails any more
 # weight of each accident
-ACCIDENTS = {"kill": 60, "pause": 14, "leave": 12, "kill all": 2}
+ACCIDENTS = {"kill": 60, "pause": 14, "leave": 12, "kill all": 2, "full disk": 3, "no snapshots": 6}
+NO_SNAPSHOTS_S = 5.0
+FULL_S = 4.0
 
 
 @dataclass
@@ -37,6 +41,10 @@ class Plan:
     broker_s: tuple[float, float] = (60.0, 180.0)  # between two restarts of the broker
     env: dict[str, str] = field(default_factory=dict)
     args: tuple[str, ...] = ()
+    snapshots: bool = False  # workers take snapshots every few seconds, of a place that fails now and then
+    small_disk: bool = (
+        False  # data directories on a small file system that fills up now and then (needs the right to mount)
+    )
     must_kill: int = 0  # go on until so many were killed, beyond `seconds` if need be
 
 
@@ -65,7 +73,7 @@ def run(plan: Plan, say: Any = lambda text: None) -> Outcome:
     r = random.Random(plan.seed)
     plan.directory.mkdir(parents=True, exist_ok=True)
     done: Counter[str] = Counter()
-    with LocalKafka(plan.directory / "kafka") as kafka:
+    with LocalKafka(plan.directory / "kafka") as kafka, _small(plan):
         port = int(kafka.bootstrap.rsplit(":", 1)[1])
         prefix = "chaos."
         own = ["--log", "kafka://" + kafka.bootstrap, "--prefix", prefix]
@@ -94,6 +102,21 @@ def run(plan: Plan, say: Any = lambda text: None) -> Outcome:
     return Outcome(done, findings, fleet.unexpected, codes)
 
 
+@contextlib.contextmanager
+def _small(plan: Plan) -> Iterator[None]:
+    """The small file system, where the plan wants one."""
+    if not plan.small_disk:
+        yield
+        return
+    at = plan.directory / "small"
+    at.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(at)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(at)], check=True)
+
+
 def _groups(plan: Plan) -> list[str]:
     path = plan.directory / "groups.csv"
     if not path.exists():
@@ -104,9 +127,13 @@ def _groups(plan: Plan) -> list[str]:
 def _fleet(plan: Plan, own: list[str]) -> Fleet:
     members = []
     for k in range(plan.workers):
-        data = plan.directory / ("data" if plan.shared else f"data{k}")
+        data = plan.directory / ("small" if plan.small_disk else "") / ("data" if plan.shared else f"data{k}")
         args = [*own, "--data-dir", str(data), *_groups(plan), *plan.args]
         env = environment(**{key: v.format(k=k) for key, v in plan.env.items()})
+        if plan.snapshots:
+            env |= {"STREAM_DMGIN_SNAPSHOT_TO": str(plan.directory / "snapshots"), "STREAM_DMGIN_SNAPSHOT_EVERY_S": "4"}
+        if plan.small_disk:
+            env |= {"STREAM_DMGIN_WORKER_DISK_FREE_MB": "40", "STREAM_DMGIN_WORKER_DISK_FREE_PERCENT": "1"}
         members.append(Member(f"w{k}", args, plan.directory / f"w{k}.log", env))
     return Fleet(members)
 
@@ -133,7 +160,9 @@ def _accidents(
             say(f"broker ({dict(done)})")
         if now >= following:
             what = r.choices(list(ACCIDENTS), list(ACCIDENTS.values()))[0]
-            if _accident(what, r, fleet, kafka, port, now):
+            if what == "full disk" or what == "no snapshots":
+                done[what] += _spoil(plan, what)
+            elif _accident(what, r, fleet, kafka, port, now):
                 done[what] += 1
                 say(f"{what} ({dict(done)})")
                 following = time.monotonic() + r.uniform(*plan.every_s)
@@ -161,6 +190,29 @@ def _accident(what: str, r: random.Random, fleet: Fleet, kafka: LocalKafka, port
             m.send(signal.SIGTERM)
             m.start_at = now + r.uniform(2, 12)
     return bool(victims)
+
+
+def _spoil(plan: Plan, what: str) -> bool:
+    """Fill the small file system, or have the place of the snapshots be a file, for some seconds; False where there is none."""
+    if what == "full disk" and plan.small_disk:
+        filler = plan.directory / "small" / "filler"
+        with contextlib.suppress(OSError), open(filler, "wb") as f:
+            while True:
+                f.write(bytes(1 << 20))
+        time.sleep(FULL_S)
+        filler.unlink()
+        return True
+    if what == "no snapshots" and plan.snapshots:
+        place, away = plan.directory / "snapshots", plan.directory / "snapshots-away"
+        if place.exists():
+            place.rename(away)
+        place.touch()
+        time.sleep(NO_SNAPSHOTS_S)
+        place.unlink()
+        if away.exists():
+            away.rename(place)
+        return True
+    return False
 
 
 def _settle(fleet: Fleet, bootstrap: str, prefix: str, traffic: Traffic, say: Any) -> None:

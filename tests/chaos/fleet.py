@@ -99,4 +99,6 @@ def environment(**settings: str) -> dict[str, str]:
         "STREAM_DMGIN_WORKER_COMMIT_INTERVAL_S": "0.4", "STREAM_DMGIN_KAFKA_SESSION_TIMEOUT_MS": "4000",
         "STREAM_DMGIN_KAFKA_MAX_POLL_INTERVAL_MS": "6000",
     }  # fmt: skip
+    if settings.get("STREAM_DMGIN_WORKER_GROUP_PROTOCOL") == "consumer":  # the broker's business there
+        del own["STREAM_DMGIN_KAFKA_SESSION_TIMEOUT_MS"]
     return {**os.environ, **own, **settings}

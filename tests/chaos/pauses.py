@@ -51,7 +51,7 @@ def measure(a: argparse.Namespace, d: Path, bootstrap: str) -> dict[str, Any]:
         STREAM_DMGIN_WORKER_EXACTLY_ONCE=str(a.exactly_once).lower(), STREAM_DMGIN_WORKER_COMMIT_INTERVAL_S="1",
     )  # fmt: skip
     for short in ("SESSION_TIMEOUT_MS", "MAX_POLL_INTERVAL_MS"):  # the product's own
-        del env["STREAM_DMGIN_KAFKA_" + short]
+        env.pop("STREAM_DMGIN_KAFKA_" + short, None)
     own = ["--log", "kafka://" + bootstrap, "--prefix", PREFIX]
     subprocess.run(
         [*CLI, "topics", "apply", *own, "--data-dir", str(d), "--partitions", str(PARTITIONS)],

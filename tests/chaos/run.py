@@ -19,6 +19,10 @@ def main() -> int:
     p.add_argument("--workers", type=int, default=3)
     p.add_argument("--kills", type=int, default=0, help="go on until so many were killed (at most twice the minutes)")
     p.add_argument("--shared", action="store_true", help="all workers on one data directory")
+    p.add_argument(
+        "--snapshots", action="store_true", help="workers take snapshots, of a place that fails now and then"
+    )
+    p.add_argument("--small-disk", action="store_true", help="stores on a small file system that fills up (needs root)")
     p.add_argument("--rate", type=int, default=200, help="events a second")
     p.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the workers, as environment"
@@ -30,7 +34,7 @@ def main() -> int:
     t0 = time.monotonic()
     plan = Plan(
         a.seed, a.minutes * 60, directory, a.workers, a.shared, a.rate, env=dict(s.split("=", 1) for s in a.set),
-        args=tuple(a.worker_flag), must_kill=a.kills,
+        args=tuple(a.worker_flag), must_kill=a.kills, snapshots=a.snapshots, small_disk=a.small_disk,
     )  # fmt: skip
     outcome = run(plan, lambda text: print(f"{time.monotonic() - t0:6.1f} s  {text}", file=sys.stderr, flush=True))
     print(report(outcome, seed=a.seed, seconds=round(time.monotonic() - t0, 1)))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from stream_dmgin.errors import Fenced
+from stream_dmgin.errors import Fenced, StreamDmginError
 from stream_dmgin.log.base import TP, GroupReader, Log, TopicInfo, open_log
 
 pytestmark = pytest.mark.kafka
@@ -19,12 +19,12 @@ PARTITIONS = 4
 class Member:
     """Polls in the test's thread; notes what it is told. Offsets live in `store`, as the worker's do."""
 
-    def __init__(self, log: Log, group: str, topics: list[str], store: dict[TP, int]) -> None:
+    def __init__(self, log: Log, group: str, topics: list[str], store: dict[TP, int], instance_id: str = "") -> None:
         self.mine: set[TP] = set()
         self.told: list[str] = []
         self.read: list[tuple[str, int, int]] = []
         self.store = store
-        self.reader: GroupReader = log.group_reader(group, topics, self)
+        self.reader: GroupReader = log.group_reader(group, topics, self, instance_id=instance_id)
 
     def assigned(self, partitions: list[TP]) -> Mapping[TP, int]:
         self.mine |= set(partitions)
@@ -182,3 +182,21 @@ def test_a_new_assignment_forgets_pauses_and_old_positions(kafka: str, prefix: s
         assert batch is not None and batch.offset[0] == 5
         reader.close()
         writer.close()
+
+
+def test_a_static_member_that_comes_back_moves_nothing_and_its_double_is_fenced(kafka: str, prefix: str) -> None:
+    with open_log("kafka://" + kafka) as log:
+        topics = make(log, prefix)
+        a, b = (Member(log, prefix + "g", topics, {}, n) for n in "ab")
+        until([a, b], lambda: len(a.mine) == len(b.mine) == PARTITIONS // 2 * len(topics))
+        had, told = set(a.mine), len(b.told)
+        a.reader.close()
+        again = Member(log, prefix + "g", topics, {}, "a")
+        until([again, b], lambda: again.mine == had)
+        assert len(b.told) == told
+        double = Member(log, prefix + "g", topics, {}, "a")
+        until([double, b], lambda: double.mine == had)
+        with pytest.raises(StreamDmginError, match="fenced"):
+            until([again, double, b], lambda: False)
+        for m in (again, double, b):
+            m.reader.close()
