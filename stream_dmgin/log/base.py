@@ -181,7 +181,7 @@ class GroupReader(Reader, Protocol):
         until a transaction that another member left open has ended."""
 
     def group_metadata(self) -> bytes:
-        """Who this member is, for `Transactions.commit`."""
+        """Who this member is, for `Transactions.commit`. Raises Fenced for one that is none."""
 
 
 Delivered = Callable[[BaseException | None, TP, int], None]  # error or None, (topic, partition), offset

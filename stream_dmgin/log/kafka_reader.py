@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes as C
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 CLOSE_S = 5.0
 _ABANDONED: list[Any] = []  # callbacks of handles that are still going down
+GROUP_METADATA = b"CGMDv2:"
 COMMITTED_S = 30.0  # as long as a dead member's transaction may stay open
 MEMBER_S = 2.0  # for the group's word that this member still belongs to it
 
@@ -403,7 +405,8 @@ class KafkaGroupReader(KafkaReader):
             time.sleep(0.05)
 
     def group_metadata(self) -> bytes:
-        """See base.GroupReader: what confluent-kafka's producers take as the metadata of a consumer."""
+        """See base.GroupReader: what confluent-kafka's producers take as the metadata of a consumer. Raises Fenced outside the
+        group: the broker takes offsets that come without a generation from anybody."""
         group = self._lib.consumer_group_metadata(self._rk)
         buffer, size = C.c_void_p(), C.c_size_t()
         error = self._lib.consumer_group_metadata_write(group, C.byref(buffer), C.byref(size))
@@ -411,6 +414,13 @@ class KafkaGroupReader(KafkaReader):
         self._check_error(error, "telling the group's metadata")
         out = C.string_at(buffer.value or 0, size.value)
         self._lib.mem_free(None, buffer)
+        # "CGMDv2:", the generation as a native int32, ...; -1 once librdkafka knows that the membership is gone
+        if (
+            not out.startswith(GROUP_METADATA)
+            or int.from_bytes(out[len(GROUP_METADATA) :][:4], sys.byteorder, signed=True) < 0
+        ):
+            self._fenced = self._fenced or "no generation"
+            raise self._fence()
         return out
 
     def close(self) -> None:

@@ -138,6 +138,7 @@ class ExactlyOnce:
         offsets = self._offsets()
         changed = {tp: o for tp, o in offsets.items() if self._told.get(tp) != o}
         if changed or self._transactions.open:
+            self._reader.confirm()
             self._transactions.commit(changed, self._reader.group_metadata())
             self._told = offsets
 

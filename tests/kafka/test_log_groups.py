@@ -200,3 +200,25 @@ def test_a_static_member_that_comes_back_moves_nothing_and_its_double_is_fenced(
             until([again, double, b], lambda: False)
         for m in (again, double, b):
             m.reader.close()
+
+
+def test_one_that_is_no_member_has_no_word_for_a_transaction(kafka: str, prefix: str) -> None:
+    """The broker would take its offsets: without a generation they come from anybody."""
+    with open_log("kafka://" + kafka) as log:
+        a = Member(log, prefix + "g", make(log, prefix), {})
+        with pytest.raises(Fenced):
+            a.reader.group_metadata()
+        a.reader.rejoin()
+        until([a], lambda: bool(a.mine))
+        t = log.transactions(prefix + "t")
+        at = min(a.mine)
+        t.append(at[0], b"k", b"v")
+        t.commit({at: 7}, a.reader.group_metadata())
+        assert a.reader.committed([at]) == {at: 7}
+        t.append(at[0], b"k", b"v")
+        stranger = a.reader.group_metadata()
+        a.reader.close()  # the group has another generation then, and no such member
+        with pytest.raises(Fenced):
+            t.commit({at: 9}, stranger)
+        assert not t.open
+        t.close()
