@@ -38,6 +38,8 @@ from stream_dmgin.state.store import OFFSETS, SIDE, open_store, write_options
 
 USER_BYTES = 2000  # about what a user takes, until there are some
 ROWS_AT_LEAST = 256
+SHARE = 0.75  # of the cap is for what is used
+SMALLEST = 2 << 20  # bytes of arrays that any engine may have
 _CLICK, _ORDER, _ENGAGEMENT = 1, 2, 4
 _METRIC_BITS = {"click": _CLICK, "payment": _ORDER, "weak": _ENGAGEMENT, "strong": _ENGAGEMENT}
 
@@ -299,8 +301,10 @@ class StateEngine:
 
     @property
     def pressure(self) -> float:
-        """Memory of cached users over the cap: above 1 a commit is due, since uncommitted users can't be evicted."""
-        return (self.cached_bytes() + int(self._mem.S.M[at_.M_DTOP]) * at_.DW * 8) / self.cache_bytes
+        """Memory of cached users over the cap: above 1 users must leave (`evict`), and where that isn't enough a commit is due,
+        since uncommitted users can't leave. What is used may take SHARE of the cap; the rest is for the arrays' own room."""
+        used = self.cached_bytes() + int(self._mem.S.M[at_.M_DTOP]) * at_.DW * 8
+        return max(used / (SHARE * self.cache_bytes), self._mem.user_bytes() / max(self.cache_bytes, SMALLEST))
 
     def room(self) -> int:
         """How many events may be folded before `pressure` should be looked at: their users, loaded, would fill half of what
@@ -308,7 +312,7 @@ class StateEngine:
         users = int(self._mem.S.M[at_.M_USERS_CACHED])
         used = self.cached_bytes()
         each = max(used // users, USER_BYTES) if users else USER_BYTES
-        return max(ROWS_AT_LEAST, (self.cache_bytes - used) // (2 * each))
+        return max(ROWS_AT_LEAST, int(SHARE * self.cache_bytes - used) // (2 * each))
 
     def evict(self) -> int:
         """Let committed users that were longest without an event or a read leave until the cache is a fifth under its cap, if it
@@ -687,14 +691,22 @@ class StateEngine:
         self.map_id = mark.decode() if mark else None
 
     def _evict(self) -> int:
-        """Drop the users that were longest without an event or a read until the cache is a fifth under its cap."""
-        if self.cached_bytes() <= self.cache_bytes:
-            return 0
+        """Drop the users that were longest without an event or a read until the cache is a fifth under its cap. Arrays never
+        shrink: where they have outgrown the cap all the same (other users, with more groups or fewer), all users leave."""
+        limit = int(SHARE * self.cache_bytes)
         S = self._mem.S
+        if self._mem.user_bytes() > max(self.cache_bytes, SMALLEST) and not S.M[at_.M_NDIRTY]:
+            gone = int(S.M[at_.M_USERS_CACHED])
+            self._mem.forget_users()
+            self._evicted += gone
+            self._all_cached = self._all_cached and gone == 0
+            return gone
+        if self.cached_bytes() <= limit:
+            return 0
         U = S.U.reshape(-1, at_.UW)[: S.M[at_.M_UTOP]]
         cached = np.flatnonzero(U[:, at_.U_FLAGS] & at_.LOADED)
         order = cached[np.argsort(U[cached, at_.U_CLOCK], kind="stable")]
-        gone = int(entry.evict(self._mem.addresses, order, self.cache_bytes * 4 // 5))
+        gone = int(entry.evict(self._mem.addresses, order, limit * 4 // 5))
         self._evicted += gone
         self._all_cached = self._all_cached and gone == 0
         return gone

@@ -15,8 +15,8 @@ from stream_dmgin.state.hash import ADDRESS_OF_BYTES, hash64
 from stream_dmgin.state.layout import Mem
 from stream_dmgin.state.mem import rehash
 
-SMALL = 2 << 20  # arrays double up to so many words, then grow by a quarter
-STEP = 8 << 20  # but by no more than this
+SMALL = 1 << 17  # arrays double up to so many words, then grow by a quarter
+STEP = 2 << 20  # but by no more than this: memory that is not used yet counts as well
 OTHER_NAME = b"other"
 
 
@@ -54,6 +54,23 @@ class Memory:
     def allocated(self) -> int:
         """Bytes of all arrays."""
         return sum(a.nbytes for a in self.S) + self._scratch.nbytes
+
+    def user_bytes(self) -> int:
+        """Bytes of the arrays that hold users and their events, used or not."""
+        S = self.S
+        return sum(a.nbytes for a in (S.A, S.U, S.G, S.H, S.D, S.L))
+
+    def forget_users(self) -> None:
+        """Drop all users and give their arrays back to the system. What isn't committed is lost."""
+        fresh = Memory().S
+        M = self.S.M
+        for word in (at_.M_GTOP, at_.M_GFREE, at_.M_GFREEN, at_.M_UTOP, at_.M_UFREE, at_.M_USERS_CACHED, at_.M_DTOP, at_.M_NDIRTY,
+                     at_.M_AFREE, at_.M_GROUPS):  # fmt: skip
+            M[word] = 0
+        M[at_.M_ATOP] = fresh.M[at_.M_ATOP]
+        M[at_.M_HEADS : at_.M_HEADS + at_.SIZE_CLASSES] = 0
+        self.S = self.S._replace(A=fresh.A, U=fresh.U, G=fresh.G, H=fresh.H, D=fresh.D, L=fresh.L)
+        self._locate()
 
     def grow(self, code: int) -> None:
         """Make room where a kernel said there is none. Arrays move: addresses change."""

@@ -83,7 +83,6 @@ class Loop:
         self._paused: set[TP] = set()
         self._generation = 0  # of the assignment that `_paused` belongs to
         self._due: dict[int, float] = {}  # partition -> when it is to be committed next
-        self._full = False  # a cache is over its cap
         self._last_report = time.monotonic()
         self.between = Between()  # for other threads: what must not run while a batch is open
         self.chores: list[Callable[[], None]] = []  # control path: called once a turn, when no batch is open
@@ -149,18 +148,12 @@ class Loop:
                     self._divert(*skipped.get(i, (batch.record(i), error)))
             rows = np.flatnonzero(is_event).astype(np.int32)  # malformed ones too: the fold moves over their offsets
             of = batch.partition[rows]
-            full = False
             for p in np.unique(of):
                 owned = self._partitions.owned.get(int(p))
                 if owned is not None:
                     counted = self._fold(owned, batch, columns, rows[of == p])
-                    self._health.step()
-                    owned.dirty = True
                     self._health.metrics.events.inc(counted)
-                    full = full or owned.engine.pressure > 1
             self.totals.events += n_events
-            if full:  # users with uncommitted events can't leave the cache
-                self._full = True
         observe("parse").observe(t1 - t0)
         observe("fold").observe(time.perf_counter() - t1)
         if n_events < len(batch) and self._answers is not None:
@@ -179,13 +172,28 @@ class Loop:
             raise
 
     def _fold(self, owned: Owned, batch: Batch, columns: EventColumns, rows: NDArray[np.int32]) -> int:
-        """Fold rows of one partition. Raises Poison where the fold itself fails; the engine is of no use then."""
-        try:
-            return owned.engine.fold(columns, rows)
-        except StreamDmginError:
-            raise
-        except Exception as e:
-            raise poisoned(batch, rows.tolist(), e) from e
+        """Fold rows of one partition, so many at a time that the cache stays under its cap. Raises Poison where the fold itself
+        fails; the engine is of no use then."""
+        engine, counted = owned.engine, 0
+        while len(rows):
+            some, rows = np.split(rows, [engine.room()])
+            try:
+                counted += engine.fold(columns, some)
+            except StreamDmginError:
+                raise
+            except Exception as e:
+                raise poisoned(batch, some.tolist(), e) from e
+            owned.dirty = True
+            self._health.step()
+            self._make_room(owned)
+        return counted
+
+    def _make_room(self, owned: Owned) -> None:
+        """Bring a cache under its cap: clean users leave, and where that isn't enough, the others are committed first."""
+        if owned.engine.pressure > 1:
+            owned.engine.evict()
+            if owned.engine.pressure > 1:
+                self.commit_one(owned)
 
     # Requests
 
@@ -323,10 +331,6 @@ class Loop:
     def _commit_due(self, now: float) -> None:
         """Each partition at its own time, spread over the interval: a request waits for one commit at most, not for all."""
         owned = self._partitions.owned
-        if self._full:
-            self._full = False
-            self.commit()
-            return
         if self._due.keys() != owned.keys():
             n = self._partitions.total
             self._due = {p: self._due.get(p, now + self._interval * (p + 1) / n) for p in owned}
