@@ -93,6 +93,8 @@ SETTINGS = (
     Setting("worker.max_batch", int, 30_000, "records of one poll at most", lambda v: 1 <= v <= 1_000_000, "give 1 to 1000000"),
     Setting("worker.cache_mb", int, 2048, "memory for users' states over all partitions, MB",
             lambda v: v >= 16, "give 16 or more megabytes"),
+    Setting("worker.rocksdb_mb", int, 256, "memory for RocksDB over all stores: blocks, indexes, filters, write buffers, MB",
+            lambda v: v >= 16, "give 16 or more megabytes"),
     Setting("worker.tower_cache_mb", int, 256, "memory for cached user towers, MB", lambda v: v >= 1, "give 1 or more megabytes"),
     Setting("worker.max_requests", int, 64, "requests scored together at most", lambda v: 1 <= v <= 1024, "give 1 to 1024"),
     Setting("worker.stall_s", float, 120.0, "seconds without progress (lag, or a turn that hangs) after which the worker ends; 0: never",

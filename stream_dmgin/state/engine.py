@@ -307,12 +307,12 @@ class StateEngine:
         return max(used / (SHARE * self.cache_bytes), self._mem.user_bytes() / max(self.cache_bytes, SMALLEST))
 
     def room(self) -> int:
-        """How many events may be folded before `pressure` should be looked at: their users, loaded, would fill half of what
+        """How many events may be folded before `pressure` should be looked at: their users, loaded, would fill a quarter of what
         is left under the cap."""
         users = int(self._mem.S.M[at_.M_USERS_CACHED])
         used = self.cached_bytes()
         each = max(used // users, USER_BYTES) if users else USER_BYTES
-        return max(ROWS_AT_LEAST, int(SHARE * self.cache_bytes - used) // (2 * each))
+        return max(ROWS_AT_LEAST, int(SHARE * self.cache_bytes - used) // (4 * each))
 
     def evict(self) -> int:
         """Let committed users that were longest without an event or a read leave until the cache is a fifth under its cap, if it

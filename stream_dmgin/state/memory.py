@@ -15,7 +15,7 @@ from stream_dmgin.state.hash import ADDRESS_OF_BYTES, hash64
 from stream_dmgin.state.layout import Mem
 from stream_dmgin.state.mem import rehash
 
-SMALL = 1 << 17  # arrays double up to so many words, then grow by a quarter
+SMALL = 1 << 14  # arrays double up to so many words, then grow by a quarter
 STEP = 2 << 20  # but by no more than this: memory that is not used yet counts as well
 OTHER_NAME = b"other"
 

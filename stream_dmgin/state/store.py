@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rocksdict import AccessType, BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteOptions
+from rocksdict import (
+    AccessType,
+    BlockBasedOptions,
+    Cache,
+    DBCompressionType,
+    Options,
+    Rdict,
+    WriteBufferManager,
+    WriteOptions,
+)
 
 from stream_dmgin.errors import FormatError, InputError, StoreBusy, StreamDmginError
 from stream_dmgin.state.layout import ROW_META, STATE_FORMAT
@@ -17,8 +27,31 @@ SIDE = b"x"  # prefix of the rows that callers keep in the store
 REQUESTS_ROW = b"r/next"  # side row: next request to answer, in the same batch as the state
 
 WRITE_BUFFER = 8 << 20  # bytes; two a store, so that 64 stores fit
-BLOCK_CACHE = 8 << 20
+SHARED_CACHE = 256 << 20  # bytes over all stores of a process, unless `budget` says otherwise
 ATTEMPTS = 5  # to open read-only beside a running worker
+
+
+@dataclass
+class _Budget:
+    """What all stores of this process share: blocks, indexes and filters read from disk, and write buffers."""
+
+    cache: Cache
+    buffers: WriteBufferManager
+
+
+_budget: _Budget | None = None
+
+
+def budget(limit_bytes: int) -> None:
+    """The memory that RocksDB may take over all stores that this process opens from now on. Half of it may be write buffers."""
+    global _budget
+    cache = Cache(limit_bytes)
+    _budget = _Budget(cache, WriteBufferManager.new_write_buffer_manager_with_cache(limit_bytes // 2, False, cache))
+
+
+def shared_usage() -> int:
+    """Bytes of RocksDB's shared memory that are taken."""
+    return int(_budget.cache.get_usage()) if _budget is not None else 0
 
 
 def options(create: bool) -> Options:
@@ -37,7 +70,13 @@ def options(create: bool) -> Options:
     o.set_stats_dump_period_sec(0)
     o.set_stats_persist_period_sec(0)
     table = BlockBasedOptions()
-    table.set_block_cache(Cache(BLOCK_CACHE))
+    if _budget is None:
+        budget(SHARED_CACHE)
+    assert _budget is not None
+    o.set_write_buffer_manager(_budget.buffers)
+    table.set_block_cache(_budget.cache)
+    table.set_cache_index_and_filter_blocks(True)  # else they grow with the users, outside any bound
+    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
     table.set_bloom_filter(10, False)
     table.set_block_size(
         4 << 10

@@ -25,7 +25,7 @@ from stream_dmgin.errors import Fenced, LogUnavailable, RecordError, StreamDmgin
 from stream_dmgin.log.base import TP, Batch, GroupReader, Headers, Record, Writer, batch_of
 from stream_dmgin.records import decode_request, request_identity
 from stream_dmgin.state.parse import EventColumns, parse_events
-from stream_dmgin.state.store import REQUESTS_ROW
+from stream_dmgin.state.store import REQUESTS_ROW, shared_usage
 from stream_dmgin.worker.answers import Answers, Asked
 from stream_dmgin.worker.between import Between
 from stream_dmgin.worker.dead_letters import dead_letter, without_value
@@ -142,16 +142,13 @@ class Loop:
         n_events = int(is_event.sum())
         if n_events:
             self._limit.take(n_events, sum(i not in skipped for i, _ in malformed))
-            for i, error in malformed:
-                owned = self._partitions.owned.get(int(batch.partition[i]))
-                if owned is not None and int(batch.offset[i]) >= owned.diverted[int(batch.topic[i])]:
-                    self._divert(*skipped.get(i, (batch.record(i), error)))
+            bad = {i: skipped.get(i) or (batch.record(i), error) for i, error in malformed}
             rows = np.flatnonzero(is_event).astype(np.int32)  # malformed ones too: the fold moves over their offsets
             of = batch.partition[rows]
             for p in np.unique(of):
                 owned = self._partitions.owned.get(int(p))
                 if owned is not None:
-                    counted = self._fold(owned, batch, columns, rows[of == p])
+                    counted = self._fold(owned, batch, columns, rows[of == p], bad)
                     self._health.metrics.events.inc(counted)
             self.totals.events += n_events
         observe("parse").observe(t1 - t0)
@@ -171,12 +168,18 @@ class Loop:
                     raise poisoned(batch, [i], alone) from e
             raise
 
-    def _fold(self, owned: Owned, batch: Batch, columns: EventColumns, rows: NDArray[np.int32]) -> int:
-        """Fold rows of one partition, so many at a time that the cache stays under its cap. Raises Poison where the fold itself
-        fails; the engine is of no use then."""
+    def _fold(
+        self, owned: Owned, batch: Batch, columns: EventColumns, rows: NDArray[np.int32], bad: dict[int, tuple[Record, RecordError]]
+    ) -> int:  # fmt: skip
+        """Fold rows of one partition, and divert the malformed ones among them: so many at a time that the cache stays under its
+        cap. Raises Poison where the fold itself fails; the engine is of no use then."""
         engine, counted = owned.engine, 0
+        malformed = np.fromiter(bad, np.int32, len(bad))
         while len(rows):
             some, rows = np.split(rows, [engine.room()])
+            for i in some[np.isin(some, malformed)].tolist() if bad else ():
+                if int(batch.offset[i]) >= owned.diverted[int(batch.topic[i])]:
+                    self._divert(*bad[i])
             try:
                 counted += engine.fold(columns, some)
             except StreamDmginError:
@@ -249,6 +252,8 @@ class Loop:
                     self._send_score(
                         *self._answers.rejection(identity, a.owned, str(e), a.timestamp), a.owned, a.offset
                     )
+            for o in {a.owned for a in part}:  # reading loads users, too
+                o.engine.evict()
 
     def _send_score(self, key: bytes, value: bytes, headers: Headers, owned: Owned, offset: int) -> None:
         answered = owned.answered
@@ -442,4 +447,5 @@ class Loop:
         h.offsets = {tp: max(offset, ended(*tp)) for o in owned for tp, offset in self.offsets_of(o).items()}
         stats = [o.engine.stats() for o in owned]
         m.users_cached.set(sum(s["users_cached"] for s in stats))
+        m.rocksdb_bytes.set(shared_usage())
         m.cache_bytes.set(sum(s["cache_bytes"] for s in stats))

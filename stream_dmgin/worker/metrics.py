@@ -69,6 +69,7 @@ class Metrics:
         self.commits = Counter("sdmgin_commits_total", "Commits of state", registry=r)
         self.users_cached = Gauge("sdmgin_users_cached", "Users whose state is in memory", registry=r)
         self.cache_bytes = Gauge("sdmgin_state_cache_bytes", "Memory of users' states", registry=r)
+        self.rocksdb_bytes = Gauge("sdmgin_rocksdb_memory_bytes", "RocksDB's blocks and write buffers", registry=r)
         self.tower_hits = Counter("sdmgin_tower_cache_hits_total", "Users scored from a cached tower", registry=r)
         self.tower_misses = Counter("sdmgin_tower_cache_misses_total", "Users whose tower was computed", registry=r)
         # gap, overlap: another worker published other ranges of the same partition (a zombie, or a lost topic): see the runbook.

@@ -19,6 +19,7 @@ from stream_dmgin.log.base import GroupReader, Log, open_log
 from stream_dmgin.scoring.scorer import Scorer
 from stream_dmgin.scoring.tower_cache import TowerCache
 from stream_dmgin.settings import Settings
+from stream_dmgin.state import store
 from stream_dmgin.worker.admin import Admin
 from stream_dmgin.worker.answers import FLOOR, Answers
 from stream_dmgin.worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
@@ -106,6 +107,7 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
     with ExitStack() as stack:
         health = Health()
         stack.enter_context(sharing(settings.data_dir, alone=settings["worker.standby"]))
+        store.budget(settings["worker.rocksdb_mb"] << 20)
         log = stack.enter_context(open_log(settings.log, settings.kafka))
         check_topics(log, settings.prefix)
         recovery = Recovery(settings, health) if settings["snapshot.to"] else None
