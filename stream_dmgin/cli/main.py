@@ -19,6 +19,8 @@ NOUNS = {
     "data": "import public logs or your own tables",
     "groups": "item groups: build, import, show, list, publish, prune",
     "state": "what is known of users: users, show, stats, verify, erase; snapshot, restore, rebuild, compact, diff, rescale",
+    "lag": "how far stores and group are behind the log",
+    "doctor": "look at everything a worker needs, and say what is wrong and the fix",
     "dead-letters": "records that could not be processed: list, show, replay, skip",
     "score": "one request by hand, with an explanation",
     "train": "train a model on a replayed log",

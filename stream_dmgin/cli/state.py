@@ -69,11 +69,23 @@ def users(ctx: Context, limit: int, partition: int | None) -> None:
 )
 @common_options
 def stats(ctx: Context, sample: int) -> None:
-    """Users, groups, sizes on disk, offsets, and what RocksDB says of its levels."""
+    """Users, groups, spill, sizes on disk, offsets, the hottest users, what RocksDB says of its levels; and of running workers
+    write stalls, compactions and memory."""
+    from stream_dmgin.errors import UnavailableError
     from stream_dmgin.state.ops.inspect import statistics
     from stream_dmgin.state.ops.stores import Stores
+    from stream_dmgin.worker.admin import ask, workers
 
-    ctx.emit(statistics(Stores.of(ctx.settings.data_dir), sample), _stats)
+    found = statistics(Stores.of(ctx.settings.data_dir), sample)
+    running: dict[str, Any] = {}
+    for path in workers(ctx.settings.data_dir):
+        try:
+            running |= ask(path, "stats", timeout=30.0)
+        except (UnavailableError, OSError) as e:  # it hangs, or has just ended: what lies on disk is told all the same
+            ctx.say(str(e))
+    for p in found["partitions"]:
+        p["running"] = running.get(str(p["partition"]))
+    ctx.emit(found, _stats)
 
 
 @command.command()
@@ -144,8 +156,13 @@ def _stats(d: dict[str, Any]) -> Any:
          "offsets": ", ".join(f"{t} {o:,}" for t, o in p["offsets"].items())}
         for p in d["partitions"]
     ]  # fmt: skip
-    rest = {k: v for k, v in d.items() if k not in ("partitions",)}
-    return Group(table(rows), "", "\n".join(f"{k}: {v}" for k, v in rest.items()))
+    for row, p in zip(rows, d["partitions"], strict=True):
+        now = p["running"] or {}
+        row["stall"] = "stopped" if now.get("write_stopped") else "slowed" if now.get("delayed_write_rate") else ""
+        row["cached"] = f"{now['users_cached']:,} users, {now['memory_bytes'] / 1e6:.0f} MB" if now else "no worker"
+    hottest = [table(d[k], k.replace("_", " ")) for k in ("hottest_by_events", "hottest_by_groups") if d[k]]
+    rest = {k: v for k, v in d.items() if k not in ("partitions", "hottest_by_events", "hottest_by_groups")}
+    return Group(table(rows), "", *hottest, "\n".join(f"{k}: {v}" for k, v in rest.items()))
 
 
 def _verified(d: dict[str, Any]) -> str:

@@ -243,6 +243,12 @@ class Log(Protocol):
     def offsets_for_time(self, topic: str, timestamp: int) -> dict[int, int]:
         """Per partition the first offset whose timestamp is >= `timestamp`; the end where there is none."""
 
+    def committed(self, group: str, topics: Sequence[str]) -> dict[TP, int]:
+        """What a group last committed of these topics, from outside the group; -1 where it never did."""
+
+    def describe(self) -> dict[str, Any]:
+        """What there is to say of the log itself: at least `kind` and `nodes` (addresses). Raises LogUnavailable."""
+
     def reader(self, topics: Sequence[str]) -> Reader:
         """A reader outside any group. Topic indexes in its batches follow `topics`."""
 

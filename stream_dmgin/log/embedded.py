@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from stream_dmgin.errors import ConfigError, FormatError, LogUnavailable, UsageError
 from stream_dmgin.log import frames
-from stream_dmgin.log.base import GroupListener, TopicInfo, Transactions
+from stream_dmgin.log.base import TP, GroupListener, TopicInfo, Transactions
 from stream_dmgin.log.embedded_files import TopicFiles, locked, make_topic, read_info, write_info, write_json
 from stream_dmgin.log.embedded_reader import FRAME_MAX, EmbeddedGroupReader, EmbeddedReader
 from stream_dmgin.log.embedded_writer import EmbeddedWriter
@@ -90,6 +90,18 @@ class EmbeddedLog:
         """See base.Log."""
         files = self._files(topic)
         return {p: files.offset_for_time(p, timestamp) for p in range(files.info.partitions)}
+
+    def committed(self, group: str, topics: Sequence[str]) -> dict[TP, int]:
+        """See base.Log."""
+        path = self._groups / f"{group}.json"
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        return {
+            (t, p): int(found.get(t, {}).get(str(p), -1)) for t in topics for p in range(self._files(t).info.partitions)
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """See base.Log."""
+        return {"kind": "embedded", "nodes": [str(self.directory)]}
 
     def reader(self, topics: Sequence[str]) -> EmbeddedReader:
         """See base.Log."""

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it does, untyped
     AdminClient,
     AlterConfigOpType,
@@ -23,7 +23,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it does, un
 )
 
 from stream_dmgin.errors import ConfigError, LogUnavailable, UsageError
-from stream_dmgin.log.base import GroupListener, TopicInfo
+from stream_dmgin.log.base import TP, GroupListener, TopicInfo
 from stream_dmgin.log.kafka_reader import KafkaGroupReader, KafkaReader
 from stream_dmgin.log.kafka_transactions import KafkaTransactions
 from stream_dmgin.log.kafka_writer import KafkaWriter, LibraryLog
@@ -143,6 +143,30 @@ class KafkaLog:
             ends = self.ends(topic)
             found = {p: ends[p] if o < 0 else o for p, o in found.items()}
         return found
+
+    def committed(self, group: str, topics: Sequence[str]) -> dict[TP, int]:
+        """See base.Log."""
+        there = self._require(topics)
+        parts = [TopicPartition(t, p) for t in topics for p in there[t].partitions]
+        # A consumer that never subscribes doesn't join. (The administration's own call crashed the process when it timed out.)
+        settings = {k: v for k, v in self._settings.items() if not k.startswith(WRITER_ONLY)}
+        consumer = Consumer({**settings, "group.id": group, "enable.auto.commit": "false"})
+        try:
+            found = consumer.committed(parts, timeout=REQUEST_S)
+        except KafkaException as e:
+            raise _unavailable(e, f"asking for the offsets of group {group}") from None
+        finally:
+            consumer.close()
+        return {(tp.topic, tp.partition): max(-1, tp.offset) for tp in found}
+
+    def describe(self) -> dict[str, Any]:
+        """See base.Log."""
+        found = self._result(self._admin.describe_cluster(request_timeout=REQUEST_S), "asking for the cluster")
+        return {
+            "kind": "kafka",
+            "cluster": found.cluster_id,
+            "nodes": sorted(f"{n.host}:{n.port}" for n in found.nodes),
+        }
 
     def reader(self, topics: Sequence[str]) -> KafkaReader:
         """See base.Log."""

@@ -1,12 +1,16 @@
-"""Compaction of a running worker's stores, for `state compact`: in the asker's thread, slice by slice, beside the fold."""
+"""Compaction of a running worker's stores (`state compact`) and what only it knows of them (`state stats`): in the asker's
+thread, slice by slice, beside the fold."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from stream_dmgin.state.ops.inspect import running
 from stream_dmgin.worker.admin import Tell
 from stream_dmgin.worker.between import Between
 from stream_dmgin.worker.partitions import Partitions
+
+STATS_S = 20.0
 
 
 class Maintenance:
@@ -27,3 +31,9 @@ class Maintenance:
             for done, of in engine.compact():
                 tell({"partition": p, "done": done, "of": of})
         return {"partitions": sorted(mine)}
+
+    def stats(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:
+        """{} -> {partition: what only this process knows of its store}."""
+        return self._between.call(
+            lambda: {str(p): running(o.engine) for p, o in self._partitions.owned.items()}, STATS_S
+        )

@@ -201,7 +201,12 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         loop.chores.append(regroup.turn)
         checkpoints = Checkpoints(loop.between, partitions, loop.commit_one, settings.data_dir, health)
         maintenance = Maintenance(loop.between, partitions)
-        stack.enter_context(Admin(settings.data_dir, {"checkpoint": checkpoints.verb, "compact": maintenance.compact}))
+        stack.enter_context(
+            Admin(
+                settings.data_dir,
+                {"checkpoint": checkpoints.verb, "compact": maintenance.compact, "stats": maintenance.stats},
+            )
+        )
         if settings["snapshot.to"] and settings["snapshot.every_s"]:
             stack.enter_context(Snapshots(settings, checkpoints, health))
         stack.callback(loop.between.close)

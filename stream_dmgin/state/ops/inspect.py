@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from stream_dmgin.state.ops.stores import Stores
 HOT_GROUPS = 128
 BLOCK = 500  # users read at a time
 LEVELS = 7
+HOTTEST = 10
 
 
 def show_user(stores: Stores, user_id: str, limit: int | None = None) -> dict[str, Any] | None:
@@ -51,20 +53,18 @@ def statistics(stores: Stores, sample: int) -> dict[str, Any]:
     """Per partition and over all: users, offsets, sizes, RocksDB's own figures; from `sample` users a partition: how many
     events and groups users have."""
     partitions = []
-    events: list[int] = []
-    groups: list[int] = []
+    lives: list[Life] = []
     for p in stores.present():
         engine = stores.open(p)
         try:
-            e, g = _lives(engine, sample)
-            events += e
-            groups += g
+            lives += _lives(engine, p, sample)
             partitions.append({
                 "partition": p, "users": engine.count_users(), "groups": engine.groups.id, "offsets": stores.offsets(engine),
                 **_sizes(stores.path(p)), **_rocksdb(engine),
             })  # fmt: skip
         finally:
             engine.close()
+    events, groups = [x.events for x in lives], [x.groups for x in lives]
     return {
         "data_dir": str(stores.directory.parent),
         "groups": stores.groups_id,
@@ -75,28 +75,57 @@ def statistics(stores: Stores, sample: int) -> dict[str, Any]:
         "events_per_user": _spread(events),
         "groups_per_user": _spread(groups),
         "users_with_spilled_groups": sum(g > HOT_GROUPS for g in groups),
+        "spilled_groups": sum(max(0, g - HOT_GROUPS) for g in groups),
+        "hottest_by_events": [asdict(x) for x in sorted(lives, key=lambda x: -x.events)[:HOTTEST]],
+        "hottest_by_groups": [asdict(x) for x in sorted(lives, key=lambda x: -x.groups)[:HOTTEST]],
         "partitions": partitions,
     }
 
 
-def _lives(engine: StateEngine, sample: int) -> tuple[list[int], list[int]]:
-    """Events (clicks, post-clicks and impressions) and groups of the first users of the store."""
+@dataclass(frozen=True)
+class Life:
+    """One user, by size. `events`: impressions too."""
+
+    user_id: str
+    partition: int
+    events: int
+    groups: int
+
+
+def _lives(engine: StateEngine, partition: int, sample: int) -> list[Life]:
+    """The first users of the store."""
     users = [u.encode() for u in islice(engine.users(), sample)]
     arrays = UserArrays.allocate(min(BLOCK, max(1, len(users))), 1, 1)
-    events: list[int] = []
-    groups: list[int] = []
+    out: list[Life] = []
     for at in range(0, len(users), BLOCK):
         part = users[at : at + BLOCK]
         engine.read(part, arrays)
-        events += (arrays.n_events[: len(part)] + arrays.n_impressions[: len(part)]).tolist()
-        groups += arrays.n_groups_total[: len(part)].tolist()
-    return events, groups
+        events = (arrays.n_events[: len(part)] + arrays.n_impressions[: len(part)]).tolist()
+        groups = arrays.n_groups_total[: len(part)].tolist()
+        out += [Life(u.decode(), partition, e, g) for u, e, g in zip(part, events, groups, strict=True)]
+    return out
 
 
 def _spread(x: list[int]) -> dict[str, int]:
     if not x:
         return {}
     return {"median": int(np.median(x)), "p99": int(np.quantile(x, 0.99)), "max": max(x)}
+
+
+def running(engine: StateEngine) -> dict[str, Any]:
+    """What only the process that writes a store knows of it: stalls, memory. For the worker that owns it."""
+    db = engine.store
+    if db is None:
+        return {}
+    stats = engine.stats()
+    return {
+        "write_stopped": bool(db.property_int_value("rocksdb.is-write-stopped")),
+        "delayed_write_rate": int(db.property_int_value("rocksdb.actual-delayed-write-rate") or 0),
+        "compactions_running": int(db.property_int_value("rocksdb.num-running-compactions") or 0),
+        "pending_compaction_bytes": int(db.property_int_value("rocksdb.estimate-pending-compaction-bytes") or 0),
+        "memtable_bytes": int(db.property_int_value("rocksdb.cur-size-all-mem-tables") or 0),
+        **{k: stats[k] for k in ("users_cached", "users_dirty", "cache_bytes", "memory_bytes", "users_loaded", "users_evicted")},
+    }  # fmt: skip
 
 
 def _rocksdb(engine: StateEngine) -> dict[str, Any]:
