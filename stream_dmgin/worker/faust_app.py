@@ -48,6 +48,7 @@ def make_app(settings: Settings, http: str, health: Health) -> faust.App:
         topic_disable_leader=True,
         autodiscover=False,
         store="memory://",
+        datadir=str(settings.data_dir / "faust"),
     )
     _views(app, health, _control(app, settings.prefix))
     return app

@@ -41,7 +41,8 @@ oracle = _oracle()
 def log_args(request, tmp_path, prefix):
     url = f"file:{tmp_path / 'log'}" if request.param == "file" else f"kafka://{request.getfixturevalue('kafka')}"
     args = ["--log", url, "--prefix", prefix, "--data-dir", str(tmp_path / "data")]
-    run("topics", "apply", *args, "--partitions", str(PARTITIONS))
+    # The requests here are dated: retention would remove them.
+    run("topics", "apply", *args, "--partitions", str(PARTITIONS), "--config", "requests:retention.ms=-1")
     return url, prefix, args, tmp_path
 
 
