@@ -44,7 +44,7 @@ def of(meta: Meta) -> Recipe:
     """The recipe of a log, by the name of its dataset; a general one for logs without their own."""
     numbers, heads = tuple(meta.item_numbers), tuple(meta.heads)
     if meta.dataset == "kuairand":
-        spec = InputSpec(groups=32, events=16, short=32, item_buckets=16384, item_numbers=numbers)
+        spec = InputSpec(groups=32, events=16, short=32, item_buckets=16384, item_numbers=numbers, blocks=BLOCKS)
         return Recipe(DMGINConfig(spec, heads), Options(epochs=3))
     spec = InputSpec(groups=48, events=16, short=32, item_buckets=16384, item_numbers=numbers)
     return Recipe(DMGINConfig(spec, heads), Options())
