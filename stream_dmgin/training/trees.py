@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TreeOptions:
-    """How to boost; chosen on the valid days of KuaiRand and EB-NeRD. `patience`: rounds without a gain before stopping."""
+    """How to boost: strong regularisation, not searched yet. `patience`: rounds without a gain before stopping."""
 
     leaves: int = 15
     rows_a_leaf: int = 300
