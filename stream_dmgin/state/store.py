@@ -86,9 +86,20 @@ def options(create: bool) -> Options:
     return o
 
 
+def holds_a_store(path: Path) -> bool:
+    """Whether a directory holds a store, be it one that lost the file CURRENT, which names all others."""
+    return (path / "CURRENT").exists() or any(path.glob("*.sst")) or any(path.glob("[0-9]*.log"))
+
+
 def open_store(path: Path, partition: int, read_only: bool) -> Rdict:
-    """Open or create the store of one partition. Raises StoreBusy, FormatError, InputError."""
+    """Open or create the store of one partition. Raises StoreBusy, FormatError, InputError; StreamDmginError for a store that
+    is damaged."""
     exists = (path / "CURRENT").exists()
+    if not exists and holds_a_store(path):  # RocksDB would begin an empty store over its files
+        raise StreamDmginError(
+            f"{path}: the store is damaged: it has lost the file CURRENT. `stream-dmgin state rebuild --partition {partition}` sets "
+            "it aside; a snapshot or the log takes its place"
+        )
     if read_only and not exists:
         raise InputError(f"{path}: there is no state here: run the worker, or name its data directory with --data-dir")
     if not read_only:

@@ -23,6 +23,7 @@ from stream_dmgin.state.ops.places import store_path
 from stream_dmgin.state.snapshots.manifest import Manifest
 from stream_dmgin.state.snapshots.place import Place, SnapshotsUnavailable
 from stream_dmgin.state.snapshots.restore import Restored, candidates, fetch_groups, restore_partition, restoring_path
+from stream_dmgin.state.store import holds_a_store
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.partitions import Offsets, read_groups, read_meta
 
@@ -70,7 +71,7 @@ class Recovery:
 
     def fill(self, numbers: list[int], begins: Offsets, ends: Offsets) -> None:
         """Fill those of these partitions' stores that aren't here. Never raises for a snapshot: the log has everything."""
-        missing = [p for p in numbers if not (store_path(self._directory, p) / "CURRENT").exists()]
+        missing = [p for p in numbers if not holds_a_store(store_path(self._directory, p))]
         if not missing:
             return
         t0 = time.monotonic()

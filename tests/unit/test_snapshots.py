@@ -356,6 +356,22 @@ def test_rebuild_is_the_same_fold(world: World, kept: Path, tmp_path: Path) -> N
     assert diff(Stores.of(tmp_path / "before"), stores)["offsets"].keys() == {"0", "1"}
 
 
+def test_a_store_that_lost_its_current_is_damaged_not_empty(world: World) -> None:
+    """RocksDB would begin an empty store over its files, and whoever looks would see fewer users, not a failure."""
+    from stream_dmgin.errors import StreamDmginError
+    from stream_dmgin.state.ops.verify import verify
+
+    stores = Stores.of(world.data)
+    (stores.path(1) / "CURRENT").unlink()
+    assert stores.present() == [0, 1, 2]
+    with open_log(world.url) as log:
+        for attempt in (lambda: stores.open(1), lambda: stores.open(1, read_only=False), lambda: verify(stores, log)):
+            with pytest.raises(StreamDmginError, match=r"damaged.*state rebuild --partition 1"):
+                attempt()
+        assert Path(rebuild(stores, 1, log)["set_aside"]).exists()
+    assert stores.present() == [0, 2]  # the next worker folds it again
+
+
 def test_rebuild_without_its_log(world: World, tmp_path: Path) -> None:
     from stream_dmgin.errors import StreamDmginError
     from stream_dmgin.log.base import TopicInfo

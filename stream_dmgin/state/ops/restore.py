@@ -15,7 +15,7 @@ from stream_dmgin.state.snapshots.manifest import Manifest
 from stream_dmgin.state.snapshots.place import Place
 from stream_dmgin.state.snapshots.restore import candidates, fetch_groups, restore_partition, restoring_path
 from stream_dmgin.state.snapshots.run import ToldPartition, silent
-from stream_dmgin.state.store import open_store
+from stream_dmgin.state.store import holds_a_store, open_store
 
 
 @dataclass
@@ -65,7 +65,7 @@ def plan(place: Place, data_dir: Path, id_: str | None = None, partition: int | 
             )
     chosen = [next((m for m in ms if _same(m, model)), None) for ms in found.values()]
     numbers = range(model.partitions) if partition is None else [partition]
-    there = {p: store_path(directory, p) for p in numbers if (store_path(directory, p) / "CURRENT").exists()}
+    there = {p: store_path(directory, p) for p in numbers if holds_a_store(store_path(directory, p))}
     return Plan([m for m in chosen if m is not None], model, problems, there, partition is None)
 
 

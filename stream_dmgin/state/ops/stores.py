@@ -17,6 +17,7 @@ from stream_dmgin.errors import FormatError, InputError
 from stream_dmgin.log.murmur2 import partition_of
 from stream_dmgin.state.engine import StateEngine
 from stream_dmgin.state.ops.places import META, Maps, check_meta, open_store_under_its_map, store_path
+from stream_dmgin.state.store import holds_a_store
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Stores:
 
     def present(self) -> list[int]:
         """Partitions that have a store here; a worker owns only some when there are several."""
-        return [p for p in range(self.partitions) if (self.path(p) / "CURRENT").exists()]
+        return [p for p in range(self.partitions) if holds_a_store(self.path(p))]
 
     def partition_of(self, user_id: str) -> int:
         """Where the events of a user lie, by murmur2 of the key."""
