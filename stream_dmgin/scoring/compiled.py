@@ -18,7 +18,7 @@ from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.models.dmgin import Tower
 from stream_dmgin.models.registry import Model
 from stream_dmgin.scoring.engine import HEAD_INPUTS, Inputs, UserTower
-from stream_dmgin.scoring.graphs import CANDIDATE_INPUTS, LEAST, TOWER_INPUTS, example_inputs
+from stream_dmgin.scoring.graphs import CANDIDATE_INPUTS, LEAST, TOWER_INPUTS, difference
 
 MAX_USERS, CANDIDATES = 32, (128, 1000)  # the profiles: users at a time, candidates of each head
 TOLERANCE = 2e-3  # of logits against eager: other kernels, another order of sums, all in fp32
@@ -50,13 +50,7 @@ class CompiledEngine:
 
     def verify(self) -> float:
         """Greatest difference of logits from the eager model on random inputs. StreamDmginError beyond TOLERANCE."""
-        worst = 0.0
-        for users, candidates in ((1, 1), (3, CANDIDATES[0]), (2, CANDIDATES[1])):
-            x = example_inputs(self.spec, users, candidates, seed=users)
-            found = self.logits(self.tower(x), x)
-            with torch.inference_mode():
-                wanted = self.model.network({k: torch.from_numpy(v) for k, v in x.items()})
-            worst = max(worst, *(float(np.abs(found[k] - wanted[k].numpy()).max()) for k in wanted))
+        worst = difference(self, ((1, 1), (3, CANDIDATES[0]), (2, CANDIDATES[1])))
         if not worst <= TOLERANCE:
             raise StreamDmginError(
                 f"the {self.name} engine of {self.model.id} differs from the model by {worst:.2g}: delete its engines and try again"

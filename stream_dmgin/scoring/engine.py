@@ -151,19 +151,14 @@ def choose_engine(model: Model, prefer: Prefer = "auto", engines: Path | None = 
         return EagerEngine(model), "eager on the CPU, as asked"
     lacking = "as asked"
     if prefer != "fused":
-        from stream_dmgin.scoring import tensorrt
-
-        why_not = tensorrt.lacking()
-        if why_not is None:
-            try:
-                return tensorrt.TensorRTEngine(model, engines), "TensorRT: CUDA and torch_tensorrt are there"
-            except Exception as e:  # whatever a compiler or driver comes up with: serving goes on without it
-                why_not = f"its engines can't be built or don't hold here ({e})"
+        found = _tensorrt(model, engines)
+        if not isinstance(found, str):
+            return found, "TensorRT: CUDA and torch_tensorrt are there"
         if prefer == "tensorrt":
             raise UnavailableError(
-                f"the TensorRT engine can't be used: {why_not}. Use --engine fused or eager, or mend that"
+                f"the TensorRT engine can't be used: {found}. Use --engine fused or eager, or mend that"
             )
-        lacking = why_not
+        lacking = found
     from stream_dmgin.scoring.fused import FusedEngine
 
     try:
@@ -174,3 +169,16 @@ def choose_engine(model: Model, prefer: Prefer = "auto", engines: Path | None = 
             raise
         return EagerEngine(model), f"eager on the CPU: {lacking}; {e}"
     return fused, f"fused on the CPU: {lacking}"
+
+
+def _tensorrt(model: Model, engines: Path | None) -> Engine | str:
+    """The TensorRT engine, or why there is none."""
+    from stream_dmgin.scoring import tensorrt
+
+    lacking = tensorrt.lacking()
+    if lacking is not None:
+        return lacking
+    try:
+        return tensorrt.TensorRTEngine(model, engines)
+    except Exception as e:  # whatever a compiler or driver comes up with: serving goes on without it
+        return f"its engines can't be built or don't hold here ({e})"

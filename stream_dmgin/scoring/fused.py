@@ -22,7 +22,7 @@ from stream_dmgin.models.dmgin import DMGIN, GAPS, GAPS_AN_OCTAVE, HSTU
 from stream_dmgin.models.registry import Model
 from stream_dmgin.scoring import fused_head, fused_tower
 from stream_dmgin.scoring.engine import Inputs, UserTower
-from stream_dmgin.scoring.graphs import example_inputs
+from stream_dmgin.scoring.graphs import difference
 
 TOLERANCE = 5e-5  # of logits against eager: other kernels, another order of sums, all in fp32
 Floats = NDArray[np.float32]
@@ -98,13 +98,7 @@ class FusedEngine:
 
     def verify(self) -> float:
         """Greatest difference of logits from the eager model on random inputs. StreamDmginError beyond TOLERANCE."""
-        worst = 0.0
-        for users, candidates in ((1, 1), (3, 20), (5, 7)):
-            x = example_inputs(self.spec, users, candidates, seed=users)
-            found = self.logits(self.tower(x), x)
-            with torch.inference_mode():
-                wanted = self.model.network({k: torch.from_numpy(v) for k, v in x.items()})
-            worst = max(worst, *(float(np.abs(found[k] - wanted[k].numpy()).max()) for k in wanted))
+        worst = difference(self, ((1, 1), (3, 20), (5, 7)))
         if not worst <= TOLERANCE:
             raise StreamDmginError(f"the fused engine of {self.model.id} differs from the model by {worst:.2g}")
         return worst

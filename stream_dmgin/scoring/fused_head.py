@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from stream_dmgin.models.dmgin import TENT_STEP, TENTS
-from stream_dmgin.scoring.fused_math import exp, fast_kernel, normalise, silu, softmax
+from stream_dmgin.scoring.fused_math import exp, fast_kernel, normalise, silu, softmax, tent
 
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
-_STEP, _LAST = np.float32(TENT_STEP), np.float32(TENTS - 1)
 MOST = 128
 
 
@@ -78,9 +76,7 @@ def attend(
     d, n, s = target.shape[1], groups.shape[0], short.shape[0]
     bias, weights, asked = np.empty(MOST, np.float32), np.empty(MOST, np.float32), np.empty(MOST, np.float32)
     for g in range(n):
-        x = min(max(g_age[g] / _STEP, _ZERO), _LAST)
-        low = np.int64(min(x, _LAST - _ONE))
-        part = x - np.float32(low)
+        low, part = tent(g_age[g])
         bias[g] = size_bias * g_size[g] + (_ONE - part) * age_bias[low] + part * age_bias[low + 1]
     for c in range(target.shape[0]):
         t, o = target[c], out[c]
@@ -111,7 +107,6 @@ def attend(
             for j in range(length):
                 same += ids[j] == c_id[c]
             if same:
-                k = 0
                 item = o[5 * d : 6 * d]
                 most = np.float32(-1e30)
                 for j in range(length):

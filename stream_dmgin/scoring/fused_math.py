@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from stream_dmgin import native
+from stream_dmgin.models.dmgin import TENT_STEP, TENTS
 from stream_dmgin.native import Kernel, bits_f32
 
 # Sums may be taken in another order and products fused; infinities and NaN keep their meaning.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 EPS = np.float32(1e-5)  # torch's, in a layer norm
-_ONE, _HALF = np.float32(1.0), np.float32(0.5)
+_ZERO, _ONE, _HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
+_STEP, _LAST = np.float32(TENT_STEP), np.float32(TENTS - 1)
 
 
 def fast_kernel(f: Callable[..., Any]) -> Kernel:
@@ -72,3 +74,11 @@ def softmax(x: Any, n: Any) -> None:
     total = _ONE / total
     for i in range(n):
         x[i] *= total
+
+
+@fast_kernel
+def tent(x: Any) -> Any:
+    """`models.dmgin.tents` as (number of the lower of the two that x lies between, weight of the upper one)."""
+    x = min(max(x / _STEP, _ZERO), _LAST)
+    low = np.int64(min(x, _LAST - _ONE))
+    return low, x - np.float32(low)

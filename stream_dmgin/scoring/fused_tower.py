@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from stream_dmgin.models.dmgin import TENT_STEP, TENTS
-from stream_dmgin.scoring.fused_math import fast_kernel, normalise, silu, softmax
+from stream_dmgin.scoring.fused_math import fast_kernel, normalise, silu, softmax, tent
 
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
-_STEP, _LAST = np.float32(TENT_STEP), np.float32(TENTS - 1)
 MOST = 128  # groups of a user, and events of a group, at most
 
 
@@ -158,9 +156,7 @@ def place(users: Any, g_time: Any, table: Any, groups: Any) -> None:
     d = groups.shape[1]
     for b in range(users.shape[0] - 1):
         for n in range(users[b, 0], users[b + 1, 0]):
-            x = min(max(g_time[b, n - users[b, 0]] / _STEP, _ZERO), _LAST)
-            low = np.int64(min(x, _LAST - _ONE))
-            part = x - np.float32(low)
+            low, part = tent(g_time[b, n - users[b, 0]])
             for k in range(d):
                 groups[n, k] += (_ONE - part) * table[low, k] + part * table[low + 1, k]
 

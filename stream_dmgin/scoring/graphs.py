@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stream_dmgin.features.spec import N_AGE, N_CLS, N_DWELL, N_HOUR, N_STAT, InputSpec
 from stream_dmgin.models.dmgin import DMGIN, Tower
-from stream_dmgin.scoring.engine import HEAD_INPUTS
+from stream_dmgin.scoring.engine import HEAD_INPUTS, Engine
 
 Shape = tuple[int, ...]
 TOWER_INPUTS = ("g_mask", "g_stat", "g_time", "e_item", "e_cls", "e_time", "e_dwell", "e_hour", "e_mask",
@@ -83,6 +83,18 @@ def example_inputs(spec: InputSpec, users: int, candidates: int, seed: int = 0) 
         "g_age": r.uniform(0, 18, (b, g)).astype(number), "g_size": (r.uniform(0.7, 5, (b, g)) * g_mask).astype(number),
         "u_dense": r.normal(0, 1, (b, len(spec.user_features))).astype(number), "x_cat": whole(spec.surface_buckets, b),
     }  # fmt: skip
+
+
+def difference(engine: Engine, sizes: Sequence[tuple[int, int]]) -> float:
+    """Greatest difference of an engine's logits from the network's own, on random inputs of these (users, candidates)."""
+    worst = 0.0
+    for users, candidates in sizes:
+        x = example_inputs(engine.spec, users, candidates, seed=users)
+        found = engine.logits(engine.tower(x), x)
+        with torch.inference_mode():
+            wanted = engine.model.network({k: torch.from_numpy(v) for k, v in x.items()})
+        worst = max(worst, *(float(np.abs(found[k] - wanted[k].numpy()).max()) for k in wanted))
+    return worst
 
 
 class Graph(NamedTuple):

@@ -175,13 +175,13 @@ class _FaustThread(threading.Thread):
         except BaseException as e:
             self.failure = e
         finally:
-            if (
-                self._stopping and self.failure is not None
-            ):  # it holds no state: a worker that ends doesn't fail with it
+            if not self._stopping:
+                self.failure = self.failure or StreamDmginError(
+                    "the Faust application ended by itself: see the log above"
+                )
+            elif self.failure is not None:  # it holds no state: a worker that ends doesn't fail with it
                 log_.warning("Faust failed while it was told to stop: %s", self.failure)
                 self.failure = None
-            elif self.failure is None and not self._stopping:
-                self.failure = StreamDmginError("the Faust application ended by itself: see the log above")
             self._ended.set()
 
     def stop(self) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rocksdict import Checkpoint, Rdict
 
-from stream_dmgin.errors import StoreBusy, UsageError
+from stream_dmgin.errors import UsageError
 from stream_dmgin.state.layout import ROW_GROUPS, ROW_OFFSETS
+from stream_dmgin.state.snapshots.alone import alone
 from stream_dmgin.state.store import OFFSETS, REQUESTS_ROW, SIDE, open_store
 
 ID = re.compile(r"[0-9A-Za-z-]{1,64}")
@@ -83,17 +82,7 @@ def workshop(data_dir: Path, id_: str, patience_s: float = LOCK_S) -> Iterator[P
     """The folder for the checkpoints of one snapshot, gone afterwards. One snapshot of a data directory at a time, so what
     others left there is of crashed ones, and goes too. Raises StoreBusy."""
     root = Path(data_dir) / "snapshots"
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "lock").open("w") as lock:
-        until = time.monotonic() + patience_s
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise StoreBusy(f"{data_dir}: another snapshot is being made: wait until it is done") from None
-                time.sleep(0.05)
+    with alone(root / "lock", patience_s, f"{data_dir}: another snapshot is being made: wait until it is done"):
         for left in root.iterdir():
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)

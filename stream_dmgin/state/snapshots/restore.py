@@ -5,25 +5,24 @@ fetched before an interruption is used.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import shutil
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from stream_dmgin import topics
-from stream_dmgin.errors import FormatError, StoreBusy, StreamDmginError, UsageError
+from stream_dmgin.errors import FormatError, StreamDmginError, UsageError
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.state.ops.places import Maps, store_path
+from stream_dmgin.state.snapshots.alone import alone
 from stream_dmgin.state.snapshots.checkpoint import facts_of
 from stream_dmgin.state.snapshots.hashes import sha256_of
 from stream_dmgin.state.snapshots.manifest import File, Manifest
 from stream_dmgin.state.snapshots.place import Missing, Place
+from stream_dmgin.state.store import holds_a_store
 
 AT_ONCE = 4  # files on their way
 LOCK_S = 600.0
@@ -69,8 +68,9 @@ def restore_partition(
     if not manifests:
         return out
     target = target or store_path(directory, partition)
-    with _alone(directory, partition):
-        if (target / "CURRENT").exists():
+    lock = directory / f"restoring-p{partition:05d}.lock"
+    with alone(lock, LOCK_S, f"{directory}: another process restores partition {partition}"):
+        if holds_a_store(target):
             problems.append(f"{target} is there already: another process has restored it")
             return out
         _from_first_good(place, manifests, directory, target, fits, told, out)
@@ -94,23 +94,6 @@ def _from_first_good(
         out.manifest = m
         return
     shutil.rmtree(restoring_path(directory, partition), ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _alone(directory: Path, partition: int) -> Iterator[None]:
-    """One process at a time puts a store together. Raises StoreBusy."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / f"restoring-p{partition:05d}.lock").open("w") as lock:
-        until = time.monotonic() + LOCK_S
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise StoreBusy(f"{directory}: another process restores partition {partition}") from None
-                time.sleep(0.1)
-        yield
 
 
 def restoring_path(directory: Path, partition: int) -> Path:
