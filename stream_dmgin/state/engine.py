@@ -25,16 +25,18 @@ from rocksdict import Checkpoint, Rdict, WriteBatch
 from stream_dmgin.errors import ConfigError, StreamDmginError
 from stream_dmgin.features.spec import BEHAVIOUR_CLASSES, CLASS_OF_TYPE
 from stream_dmgin.groups.map import GroupMap
-from stream_dmgin.state import entry, fold, layout, readout, resolve, show
+from stream_dmgin.state import entry, fold, readout, resolve, show
 from stream_dmgin.state import layout as at_
 from stream_dmgin.state.arrays import UserArrays
-from stream_dmgin.state.encode import OP_WORDS, encode_dirty
+from stream_dmgin.state.cold import ColdUsers
 from stream_dmgin.state.erased import Erased
 from stream_dmgin.state.hash import ADDRESS_OF_BYTES, hash64
 from stream_dmgin.state.increments import RawIncrements, increments_of
 from stream_dmgin.state.memory import Memory
 from stream_dmgin.state.parse import EventColumns
+from stream_dmgin.state.rows import base_key, delta_keys, rows_of, spill_keys
 from stream_dmgin.state.store import OFFSETS, SIDE, open_store, write_options
+from stream_dmgin.state.write_back import WriteBack
 
 USER_BYTES = 2000  # about what a user takes, until there are some
 ROWS_AT_LEAST = 256
@@ -68,10 +70,8 @@ class StateEngine:
         self._write_options = write_options(durable, sync)
         self._side: dict[bytes, bytes] = {}  # rows of callers, in memory only
         self._mem = Memory()
-        self._out, self._keys = np.zeros(1 << 17, np.int64), np.zeros(1 << 18, np.uint8)
-        self._ops = np.zeros(OP_WORDS << 13, np.int64)
-        self._items_written = self._types_written = self._types_known = 0
-        self._dirty_blocks: set[int] = set()
+        self._cold, self._write_back = ColdUsers(self._mem, db), WriteBack(self._mem)
+        self._types_known = 0
         self._broken = False
         self._evicted = 0
         self._maintenance = threading.Lock()  # a compaction in another thread, which `close` must not cross
@@ -79,8 +79,7 @@ class StateEngine:
         self.map_id: str | None = None  # the group map of the last commit; None before the first
         if db is not None:
             self._load_dictionaries(db)
-        # Every user there is is cached: nothing to look for on disk (a new store until its first eviction, and no store)
-        self._all_cached = bool(self._mem.S.M[at_.M_USERS] == 0)
+        self._cold.all_cached = bool(self._mem.S.M[at_.M_USERS] == 0)
         self.groups = groups
         self._use_groups(groups)
 
@@ -140,7 +139,7 @@ class StateEngine:
                 code = resolve.resolve(
                     mem.addresses, rows, cols.status, cols.topic, cols.offset, user_hash, user_addr, cols.user_len, item_hash,
                     item_addr, cols.item_len, type_hash, type_addr, cols.type_len, self._map_keys, self._map_values,
-                    self._all_cached, slots, items, types, missing, start,
+                    self._cold.all_cached, slots, items, types, missing, start,
                 )  # fmt: skip
                 if code == at_.DONE:
                     break
@@ -149,9 +148,9 @@ class StateEngine:
             if M[at_.M_TYPES] != self._types_known:
                 self._set_types()
             if M[at_.M_MISS]:
-                self._load_missing(missing[: M[at_.M_MISS]])
+                self._cold.load_missing(missing[: M[at_.M_MISS]])
         except BaseException:
-            self._drop_unloaded(missing[: M[at_.M_MISS]])
+            self._cold.drop_unloaded(missing[: M[at_.M_MISS]])
             raise
         counted = start = 0
         while True:
@@ -164,7 +163,7 @@ class StateEngine:
                 return int(counted)
             start = int(M[at_.M_POS])
             if code == at_.NEED_SPILL:
-                self._load_spill(int(M[at_.M_NEED]))
+                self._cold.load_spill(int(M[at_.M_NEED]))
             else:
                 mem.grow(code)
 
@@ -209,8 +208,8 @@ class StateEngine:
             )
         batch = WriteBatch(raw_mode=True)
         self._broken = True
-        self._put_users(batch)
-        self._put_dictionaries(batch)
+        self._write_back.put_users(batch)
+        self._write_back.put_dictionaries(batch)
         M = self._mem.S.M
         batch.put(at_.ROW_OFFSETS, OFFSETS.pack(*self._mem.S.P[:3].tolist(), int(M[at_.M_USERS]), int(M[at_.M_EPOCH])))
         mark = self.map_id if len(self.groups) == 0 and self.map_id else self.groups.id
@@ -241,7 +240,7 @@ class StateEngine:
         m = readout.read_users(self._mem.addresses, ids, lengths, out.addresses, at, rows, missing)
         if m:
             rows = missing[:m].copy()
-            self._load_known([user_ids[i] for i in rows.tolist()])
+            self._cold.load_known([user_ids[i] for i in rows.tolist()])
             m = readout.read_users(self._mem.addresses, ids, lengths, out.addresses, at, rows, missing)
             if m:
                 readout.read_unknown(self._mem.addresses, out.addresses, missing[:m] + at)
@@ -271,7 +270,7 @@ class StateEngine:
         U = S.U.reshape(-1, at_.UW)[: S.M[at_.M_UTOP]]
         new = np.flatnonzero((U[:, at_.U_FLAGS] & (at_.LOADED | at_.ON_DISK)) == at_.LOADED)
         fresh = [self._mem.user_id(int(u)).decode() for u in new]
-        for key, _ in self._rows(at_.ROW_BASE):
+        for key, _ in rows_of(self._db, at_.ROW_BASE):
             yield key[1:].decode()
         yield from fresh
 
@@ -351,7 +350,7 @@ class StateEngine:
         if self._db is None:
             return 1
         batch = WriteBatch(raw_mode=True)
-        keys = [_base_key(key), *_delta_keys(key), *_spill_keys(key, pages)]
+        keys = [base_key(key), *delta_keys(key), *spill_keys(key, pages)]
         rows = sum(row is not None for row in self._db.get(keys))
         for k in keys:
             batch.delete(k)
@@ -363,11 +362,11 @@ class StateEngine:
         """How many rows the store holds of a user, as committed."""
         if self._db is None:
             return 0
-        base = self._db.get(_base_key(user_id))
+        base = self._db.get(base_key(user_id))
         if base is None:
             return 0
         pages = struct.unpack_from("<q", base)[0] >> 24 & 0xFFFF
-        keys = [*_delta_keys(user_id), *_spill_keys(user_id, pages)]
+        keys = [*delta_keys(user_id), *spill_keys(user_id, pages)]
         return 1 + sum(row is not None for row in self._db.get(keys))
 
     def find(
@@ -377,7 +376,7 @@ class StateEngine:
         None at the end. Reads base rows: for control paths."""
         found = []
         start = at_.ROW_BASE + after + b"\0" if after else at_.ROW_BASE
-        for n, (key, _) in enumerate(self._rows(at_.ROW_BASE, start), 1):
+        for n, (key, _) in enumerate(rows_of(self._db, at_.ROW_BASE, start), 1):
             user_id = bytes(key[1:])
             if wanted(user_id):
                 found.append(user_id)
@@ -396,7 +395,7 @@ class StateEngine:
         """Side rows whose keys begin with `prefix`, in key order, as they are now."""
         if self._db is None:
             return iter(sorted((k, v) for k, v in self._side.items() if k.startswith(prefix)))
-        return iter([(k[len(SIDE) :], v) for k, v in self._rows(SIDE + prefix)])
+        return iter([(k[len(SIDE) :], v) for k, v in rows_of(self._db, SIDE + prefix)])
 
     @property
     def store(self) -> Rdict | None:
@@ -451,6 +450,7 @@ class StateEngine:
 
     def _close(self) -> None:
         db, self._db = self._db, None
+        self._cold.leave()
         if db is not None:
             if not self.read_only and not self.durable:
                 db.flush()
@@ -463,133 +463,11 @@ class StateEngine:
         where = (id(user_id) + ADDRESS_OF_BYTES, len(user_id))
         u = int(entry.cached_slot(self._mem.addresses, *where))
         if u < 0:
-            self._load_known([user_id])
+            self._cold.load_known([user_id])
             u = int(entry.cached_slot(self._mem.addresses, *where))
         if u >= 0 and spill:
-            self._load_spill(u)
+            self._cold.load_spill(u)
         return u
-
-    def _rows(self, prefix: bytes, start: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """Rows of the store with this prefix, from the key `start` on; the iterator is gone when the generator is."""
-        if self._db is None:
-            return
-        for key, value in self._db.items(from_key=start or prefix):
-            if not key.startswith(prefix):
-                break
-            yield key, value
-
-    def _load_missing(self, slots: NDArray[np.int64]) -> None:
-        """Load the users in these new slots; those without rows are new."""
-        assert self._db is not None
-        S = self._mem.S
-        ids = [self._mem.user_id(int(u)) for u in slots]
-        bases = self._db.get([_base_key(i) for i in ids])
-        known = [(int(u), i, b) for u, i, b in zip(slots, ids, bases, strict=True) if b is not None]
-        if len(known) < len(ids):
-            new = np.array([u for u, b in zip(slots, bases, strict=True) if b is None], np.int64) * at_.UW
-            S.U[new + at_.U_FLAGS] = at_.LIVE | at_.LOADED | at_.SPILL_LOADED
-            S.U[new + at_.U_EPOCH] = S.M[at_.M_EPOCH]
-            S.M[at_.M_USERS] += len(new)
-        if known:
-            self._load_rows(known)
-
-    def _load_known(self, ids: list[bytes]) -> None:
-        """Load those of these users that the store has."""
-        if self._db is None or self._all_cached:
-            return
-        bases = self._db.get([_base_key(i) for i in ids])
-        known = []
-        for i, b in {i: b for i, b in zip(ids, bases, strict=True) if b is not None}.items():
-            while True:
-                code, u = entry.add_user(self._mem.addresses, id(i) + ADDRESS_OF_BYTES, len(i))
-                if code == at_.DONE:
-                    break
-                self._mem.grow(code)
-            known.append((int(u), i, b))
-        if not known:
-            return
-        try:
-            self._load_rows(known)
-        except BaseException:
-            self._drop_unloaded(np.array([u for u, _, _ in known], np.int64))
-            raise
-
-    def _load_rows(self, known: list[tuple[int, bytes, bytes]]) -> None:
-        """Fill slots from their base rows and delta rows: (slot, id, base row)."""
-        assert self._db is not None
-        deltas = self._delta_rows([i for _, i, _ in known])
-        parts: list[bytes] = []
-        index = np.zeros((7, len(known)), np.int64)
-        at = 0
-        for n, ((_, _, base), mine) in enumerate(zip(known, deltas, strict=True)):
-            words = sum(map(len, mine)) // 8
-            base_words = len(base) // 8
-            index[:, n] = at, base_words, 0, -1, at + base_words, words, len(mine)
-            at += base_words + words
-            parts += [base, *mine]
-        R = np.frombuffer(b"".join([*parts, bytes(8)]), np.int64)
-        slots = np.array([u for u, _, _ in known], np.int64)
-        start = 0
-        while True:
-            code, start = entry.load_users(self._mem.addresses, slots, R, *index, start)
-            if code == at_.DONE:
-                return
-            if code == at_.NEED_SPILL:
-                _, user_id, base = known[start]
-                pages = self._pages(user_id, struct.unpack_from("<q", base)[0] >> 24 & 0xFFFF)
-                old = R[index[0, start] : index[0, start] + index[1, start] + index[5, start]]
-                index[:, start] = (
-                    len(R),
-                    index[1, start],
-                    len(R) + len(old),
-                    len(pages),
-                    len(R) + index[1, start],
-                    *index[5:, start],
-                )
-                R = np.concatenate([R, old, pages, np.zeros(1, np.int64)])
-                R.flags.writeable = False
-            else:
-                self._mem.grow(code)
-
-    def _delta_rows(self, ids: list[bytes]) -> list[list[bytes]]:
-        """The delta rows of each user, by one iterator: 15 us a user where a get of each possible key took 30."""
-        assert self._db is not None
-        out = []
-        rows = self._db.iter()
-        for i in ids:
-            prefix = layout.ROW_DELTA + i + b"\0"
-            mine = []
-            rows.seek(prefix)
-            while rows.valid() and (key := rows.key()).startswith(prefix):
-                if len(key) != len(prefix) + 1:  # of a user whose id goes on with a NUL: there may be many of them
-                    mine = [row for row in self._db.get(_delta_keys(i)) if row is not None]
-                    break
-                mine.append(rows.value())
-                rows.next()
-            out.append(mine)
-        return out
-
-    def _pages(self, user_id: bytes, pages: int) -> NDArray[np.int64]:
-        assert self._db is not None
-        rows = self._db.get(_spill_keys(user_id, pages)) if pages else []
-        return np.frombuffer(b"".join(r for r in rows if r), np.int64)
-
-    def _load_spill(self, u: int) -> None:
-        """Bring the spilled groups of a loaded user into memory, if they aren't."""
-        S = self._mem.S
-        b = u * at_.UW
-        if S.U[b + at_.U_FLAGS] & at_.SPILL_LOADED:
-            return
-        R = self._pages(self._mem.user_id(u), int(S.U[b + at_.U_PAGES]))
-        words = len(R)
-        R = np.frombuffer(R.tobytes() + bytes(8), np.int64)
-        while (code := entry.load_pages(self._mem.addresses, u, R, words)) != at_.DONE:
-            self._mem.grow(code)
-
-    def _drop_unloaded(self, slots: NDArray[np.int64]) -> None:
-        """Undo slots whose loading failed."""
-        flags = self._mem.S.U[slots * at_.UW + at_.U_FLAGS]
-        entry.drop(self._mem.addresses, np.ascontiguousarray(slots[(flags & at_.LOADED) == 0]))
 
     def _set_types(self) -> None:
         """Class and metrics of the type names that are new."""
@@ -624,7 +502,7 @@ class StateEngine:
         if not len(grown):
             return
         before[grown] = after[grown]
-        self._dirty_blocks.update(np.unique(grown // at_.ITEM_BLOCK).tolist())
+        self._write_back.changed.update(np.unique(grown // at_.ITEM_BLOCK).tolist())
         S.M[at_.M_EPOCH] += 1
         start = 0
         while True:
@@ -632,57 +510,20 @@ class StateEngine:
             if code == at_.DONE:
                 return
             if code == at_.NEED_SPILL:
-                self._load_spill(start)
+                self._cold.load_spill(start)
             else:
                 self._mem.grow(code)
-
-    def _put_users(self, batch: WriteBatch) -> None:
-        """Rows of the users that changed."""
-        M = self._mem.S.M
-        start = 0
-        while True:
-            code, words, key_bytes, ops = encode_dirty(self._mem.addresses, start, self._out, self._keys, self._ops)
-            values, keys = self._out[:words].tobytes(), self._keys[:key_bytes].tobytes()
-            put, delete = batch.put, batch.delete
-            for _, k, kn, v, vn in self._ops[: ops * OP_WORDS].reshape(-1, OP_WORDS).tolist():
-                if vn < 0:
-                    delete(keys[k : k + kn])
-                else:
-                    put(keys[k : k + kn], values[v : v + vn])
-            if code == at_.DONE:
-                return
-            start = int(M[at_.M_POS])
-            if ops == 0:
-                need = int(M[at_.M_NEED]) + 4096
-                self._out, self._keys = (
-                    np.zeros(max(need, len(self._out)), np.int64),
-                    np.zeros(max(need, len(self._keys)), np.uint8),
-                )
-                self._ops = np.zeros(-(-max(need, len(self._ops)) // OP_WORDS) * OP_WORDS, np.int64)
-
-    def _put_dictionaries(self, batch: WriteBatch) -> None:
-        """Rows of new items and types, and of items whose group changed."""
-        mem, size = self._mem, at_.ITEM_BLOCK
-        n, types = int(mem.S.M[at_.M_ITEMS]), int(mem.S.M[at_.M_TYPES])
-        if n > self._items_written:
-            self._dirty_blocks.update(range(self._items_written // size, (n - 1) // size + 1))
-        for block in self._dirty_blocks:
-            batch.put(at_.ROW_ITEMS + struct.pack(">I", block), mem.items_row(block * size, min(n, (block + 1) * size)))
-        for t in range(self._types_written, types):
-            batch.put(at_.ROW_TYPE + bytes([t]), mem.type_name(t).encode())
-        self._dirty_blocks = set()
-        self._items_written, self._types_written = n, types
 
     def _load_dictionaries(self, db: Rdict) -> None:
         """Items, types and offsets at opening."""
         mem = self._mem
-        for _, row in self._rows(at_.ROW_ITEMS):
+        for _, row in rows_of(self._db, at_.ROW_ITEMS):
             mem.add_items_row(row)
-        for _, name in self._rows(at_.ROW_TYPE):
+        for _, name in rows_of(self._db, at_.ROW_TYPE):
             resolve.add_type(
                 mem.addresses, int(np.uint64(hash64(name)).view(np.int64)), id(name) + ADDRESS_OF_BYTES, len(name)
             )
-        self._items_written, self._types_written = int(mem.S.M[at_.M_ITEMS]), int(mem.S.M[at_.M_TYPES])
+        self._write_back.all_written()
         self._set_types()
         raw = db.get(at_.ROW_OFFSETS)
         if raw is not None:
@@ -699,7 +540,7 @@ class StateEngine:
             gone = int(S.M[at_.M_USERS_CACHED])
             self._mem.forget_users()
             self._evicted += gone
-            self._all_cached = self._all_cached and gone == 0
+            self._cold.all_cached = self._cold.all_cached and gone == 0
             return gone
         if self.cached_bytes() <= limit:
             return 0
@@ -708,17 +549,5 @@ class StateEngine:
         order = cached[np.argsort(U[cached, at_.U_CLOCK], kind="stable")]
         gone = int(entry.evict(self._mem.addresses, order, limit * 4 // 5))
         self._evicted += gone
-        self._all_cached = self._all_cached and gone == 0
+        self._cold.all_cached = self._cold.all_cached and gone == 0
         return gone
-
-
-def _base_key(user_id: bytes) -> bytes:
-    return layout.ROW_BASE + user_id
-
-
-def _delta_keys(user_id: bytes) -> list[bytes]:
-    return [layout.ROW_DELTA + user_id + bytes((0, k)) for k in range(layout.DELTA_ROWS)]
-
-
-def _spill_keys(user_id: bytes, pages: int) -> list[bytes]:
-    return [layout.ROW_SPILL + user_id + b"\0" + struct.pack(">H", p) for p in range(pages)]
