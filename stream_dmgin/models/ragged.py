@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stream_dmgin.models.dmgin import DMGIN, OwnGroup, Tower
+from stream_dmgin.models.trunk import Trunk
 
 EVENT_INPUTS = ("e_item", "e_cls", "e_time", "e_dwell", "e_hour", "e_mask")
 
@@ -101,7 +102,7 @@ def user_tower(model: DMGIN, inputs: Mapping[str, NDArray[Any]]) -> Tower:
 class TrainBatch:
     """A batch of the training set: B requests with the existing groups of their users.
 
-    x: the request side, g_mask, g_time, s_*, padded to the batch. rows: the groups, their x with e_id [N,L] too. own: per
+    x: the request side, g_mask, g_time, s_*, padded to the batch; for peers (`models/peers/`) h_* too. rows: the groups, their x with e_id [N,L] too. own: per
     entry of `rows` (which of its groups are a candidate's own, whose: slots in the flattened [B*C]).
     """
 
@@ -110,9 +111,12 @@ class TrainBatch:
     x: Mapping[str, Tensor]
 
 
-def forward(model: DMGIN, batch: TrainBatch) -> dict[str, Tensor]:
+def forward(model: Trunk, batch: TrainBatch) -> dict[str, Tensor]:
     """Logits [B,C] of a training batch."""
     x = batch.x
+    if not isinstance(model, DMGIN):  # a peer: it needs no groups
+        peer: dict[str, Tensor] = model(x)
+        return peer
     (b, g), c, d = x["g_mask"].shape, x["c_id"].shape[1], model.config.width
     length = max((row.x["e_mask"].shape[1] for row in batch.rows), default=1)
     groups, tokens = torch.zeros(b * g, d), torch.zeros(b * c, length, d)

@@ -22,7 +22,8 @@ import stream_dmgin
 from stream_dmgin.errors import FormatError, UsageError
 from stream_dmgin.features import spec as inputs
 from stream_dmgin.models.calibration import Calibration
-from stream_dmgin.models.dmgin import DMGIN, DMGINConfig
+from stream_dmgin.models.dmgin import DMGIN
+from stream_dmgin.models.trunk import DMGINConfig, Trunk
 
 MODEL_FORMAT = 1
 FILES = ("config.json", "weights.safetensors", "calibration.json")
@@ -64,9 +65,14 @@ def _digest(config: bytes, calibration: bytes) -> str:
 
 
 def save_model(
-    directory: Path, name: str, network: DMGIN, calibration: Calibration, training: Mapping[str, Any], card: str
+    directory: Path, name: str, network: Trunk, calibration: Calibration, training: Mapping[str, Any], card: str
 ) -> str:
-    """Write a model's folder (files replaced if there) and return its id. `card`: Markdown, for people."""
+    """Write a model's folder (files replaced if there) and return its id. `card`: Markdown, for people.
+
+    UsageError for a network that is no DMGIN: peers are there to be compared with, nothing serves them.
+    """
+    if not isinstance(network, DMGIN):
+        raise UsageError(f"{name} is a {type(network).__name__}, which can be measured but not served: train a dmgin")
     directory.mkdir(parents=True, exist_ok=True)
     weights = save({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()})
     (directory / "weights.safetensors").write_bytes(weights)
@@ -167,7 +173,7 @@ def describe(directory: Path, short: bool = False) -> dict[str, Any]:
 def parse_config(raw: Mapping[str, Any]) -> DMGINConfig:
     """The config as JSON gave it back (lists for tuples)."""
     spec = inputs.InputSpec.of(raw["spec"])
-    return DMGINConfig(**{**raw, "spec": spec, "heads": tuple(raw["heads"]), "hidden": tuple(raw["hidden"])})
+    return DMGINConfig(**{**raw, "spec": spec, "heads": tuple(raw["heads"]), "hidden": tuple(raw["hidden"]), "off": tuple(raw.get("off", ()))})
 
 
 def load_model(id_or_dir: str | Path, data_dir: Path | None = None) -> Model:

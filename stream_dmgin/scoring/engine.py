@@ -178,6 +178,8 @@ def _tensorrt(model: Model, engines: Path | None) -> Engine | str:
     lacking = tensorrt.lacking()
     if lacking is not None:
         return lacking
+    if model.config.off:
+        return f"the model was trained without {', '.join(model.config.off)}, which only eager PyTorch runs"
     try:
         return tensorrt.TensorRTEngine(model, engines)
     except Exception as e:  # whatever a compiler or driver comes up with: serving goes on without it

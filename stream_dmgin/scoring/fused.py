@@ -85,6 +85,10 @@ class FusedEngine:
     def __init__(self, model: Model) -> None:
         if type(model.network) is not DMGIN:
             raise StreamDmginError(f"the fused engine knows DMGIN alone, not {type(model.network).__name__}")
+        if model.config.off:
+            raise StreamDmginError(
+                f"the fused engine knows the whole DMGIN alone, not one without {', '.join(model.config.off)}"
+            )
         torch.set_num_threads(1)
         self.model = model
         self._memory = Buffers()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stream_dmgin import native
-from stream_dmgin.models.dmgin import TENT_STEP, TENTS
+from stream_dmgin.models.trunk import TENT_STEP, TENTS
 from stream_dmgin.native import Kernel, bits_f32
 
 # Sums may be taken in another order and products fused; infinities and NaN keep their meaning.

@@ -1,4 +1,4 @@
-"""Fit a DMGIN on training rows: pointwise log-likelihood plus a small term for the order inside a request; stop early;
+"""Fit a network on training rows: pointwise log-likelihood plus a small term for the order inside a request; stop early;
 calibrate.
 
 Deterministic by seed on one thread. The best weights on the validation rows win, then two calibration parameters a head
@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from stream_dmgin.errors import InputError
 from stream_dmgin.models import ragged
 from stream_dmgin.models.calibration import Calibration, fit_platt, sigmoid
-from stream_dmgin.models.dmgin import DMGIN, DMGINConfig
+from stream_dmgin.models.dmgin import DMGIN
+from stream_dmgin.models.trunk import DMGINConfig, Trunk
 from stream_dmgin.training.metrics import auc, logloss
 from stream_dmgin.training.rows import TrainingRows, spans
 
@@ -67,7 +68,7 @@ class Point:
 class Fitted:
     """A trained model with its calibration and the way there."""
 
-    network: DMGIN
+    network: Trunk
     calibration: Calibration
     best: Point
     curve: list[Point] = field(default_factory=list)
@@ -79,7 +80,7 @@ class Fitted:
 
 @torch.inference_mode()
 def predict(
-    network: DMGIN, rows: TrainingRows, requests: Requests | None = None, batch: int = 4096
+    network: Trunk, rows: TrainingRows, requests: Requests | None = None, batch: int = 4096
 ) -> dict[str, NDArray[np.float32]]:
     """Raw logits per head for all rows, in the order of rows; nan for rows of requests that were not asked for."""
     network.eval()
@@ -116,13 +117,14 @@ def losses(logits: Mapping[str, Tensor], labels: Mapping[str, Tensor], options: 
     return total, pointwise.detach()
 
 
-def prepare(network: DMGIN, rows: TrainingRows, requests: Requests) -> None:
+def prepare(network: Trunk, rows: TrainingRows, requests: Requests) -> None:
     """Normalisation from the training requests alone; start at the base rates."""
     take = rows.rows_of(requests)
-    network.c_dense.fit(torch.from_numpy(rows["c_dense"][take[:: max(1, len(take) // 200_000)]]))
-    network.u_dense.fit(torch.from_numpy(rows["u_dense"][requests[:: max(1, len(requests) // 200_000)]]))
     groups = spans(rows.offsets()["r_groups"][requests], rows["r_groups"][requests])
-    network.stat.fit(torch.from_numpy(rows["g_stat"][groups[:: max(1, len(groups) // 200_000)]].astype(np.float32)))
+    of = {"c_dense": take, "u_dense": requests, "g_stat": groups}
+    for name, dense in network.dense_inputs().items():
+        some = of[name][:: max(1, len(of[name]) // 200_000)]
+        dense.fit(torch.from_numpy(rows[name][some].astype(np.float32)))
     with torch.no_grad():
         for i, head in enumerate(("ctr", *network.config.heads)):
             y = rows.labels(head)[take]
@@ -130,7 +132,7 @@ def prepare(network: DMGIN, rows: TrainingRows, requests: Requests) -> None:
             network.deep.bias[i] = math.log(rate / (1.0 - rate))
 
 
-def make_optimizer(network: DMGIN, options: Options) -> torch.optim.AdamW:
+def make_optimizer(network: Trunk, options: Options) -> torch.optim.AdamW:
     """AdamW; hash tables decay strongly (most of their rows are seen a few times), biases and norms not at all."""
     tables = [network.item.weight, network.category.weight, network.advertiser.weight]
     special = {id(p) for p in tables}
@@ -160,11 +162,12 @@ def train(
     options: Options = Options(),
     checkpoint: Path | None = None,
     report: Callable[[Point], None] | None = None,
+    build: Callable[[DMGINConfig], Trunk] = DMGIN,
 ) -> Fitted:
     """Train on some requests of `rows`, choose on some of `valid` (may be the same rows).
 
     `checkpoint`: a file written after each epoch and resumed from if it is there (it must be of the same options).
-    `report` is called after each validation. InputError where either part has no rows of both classes.
+    `report` is called after each validation; `build` makes the network. InputError where either part has no rows of both classes.
     """
     torch.set_num_threads(1)
     for name, part, chosen in (("training", rows, train_requests), ("validation", valid, valid_requests)):
@@ -172,7 +175,7 @@ def train(
         if not (y == 1).any() or not (y == 0).any():
             raise InputError(f"the {name} days hold no rows with both labels ({len(y)} rows): choose other days")
     torch.manual_seed(options.seed)
-    network = DMGIN(config)
+    network = build(config)
     prepare(network, rows, train_requests)
     optimizer = make_optimizer(network, options)
     mean = copy.deepcopy(network).requires_grad_(False)
@@ -219,7 +222,7 @@ def train(
     return Fitted(mean.eval(), calibrate(mean, valid, valid_requests), state["best"], state["curve"])
 
 
-def calibrate(network: DMGIN, rows: TrainingRows, requests: Requests) -> Calibration:
+def calibrate(network: Trunk, rows: TrainingRows, requests: Requests) -> Calibration:
     """Platt parameters of every head on these requests."""
     logits, take = predict(network, rows, requests), rows.rows_of(requests)
     platt = {}
@@ -238,7 +241,7 @@ def write_curve(path: Path, curve: Sequence[Point]) -> None:
         writer.writerows(asdict(p) for p in curve)
 
 
-def _follow(mean: DMGIN, network: DMGIN, decay: float) -> None:
+def _follow(mean: Trunk, network: Trunk, decay: float) -> None:
     with torch.no_grad():
         ours: list[Tensor] = list(mean.parameters())
         theirs: list[Tensor] = list(network.parameters())
@@ -246,7 +249,7 @@ def _follow(mean: DMGIN, network: DMGIN, decay: float) -> None:
 
 
 def _validate(
-    network: DMGIN,
+    network: Trunk,
     rows: TrainingRows,
     requests: Requests,
     step: int,
@@ -262,7 +265,7 @@ def _validate(
     return Point(step, step / per_epoch, loss, logloss(y, sigmoid(z)), auc(y, z), seconds)
 
 
-def _judge(state: dict[str, Any], point: Point, network: DMGIN, options: Options) -> None:
+def _judge(state: dict[str, Any], point: Point, network: Trunk, options: Options) -> None:
     state["curve"].append(point)
     if state["best"] is None or point.valid_logloss < state["best"].valid_logloss:
         state.update(best=point, since=0, weights=copy.deepcopy(network.state_dict()))
@@ -274,8 +277,8 @@ def _judge(state: dict[str, Any], point: Point, network: DMGIN, options: Options
 def _save(
     path: Path,
     options: Options,
-    network: DMGIN,
-    mean: DMGIN,
+    network: Trunk,
+    mean: Trunk,
     optimizer: torch.optim.AdamW,
     state: dict[str, Any],
     epoch: int,
@@ -293,7 +296,7 @@ def _save(
 
 
 def _resume(
-    path: Path, options: Options, network: DMGIN, mean: DMGIN, optimizer: torch.optim.AdamW, state: dict[str, Any]
+    path: Path, options: Options, network: Trunk, mean: Trunk, optimizer: torch.optim.AdamW, state: dict[str, Any]
 ) -> int:
     saved = torch.load(path, weights_only=True)
     if saved["options"] != asdict(options):

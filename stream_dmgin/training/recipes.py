@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from stream_dmgin.datasets.form import Meta
 from stream_dmgin.errors import UsageError
 from stream_dmgin.features.spec import BLOCKS, InputSpec
-from stream_dmgin.models.dmgin import DMGINConfig
+from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.training.loop import Options
 from stream_dmgin.training.trees import TreeOptions
 

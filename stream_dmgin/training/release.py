@@ -17,8 +17,8 @@ import stream_dmgin
 from stream_dmgin.datasets.form import Dataset
 from stream_dmgin.errors import UsageError
 from stream_dmgin.groups.map import GroupMap
-from stream_dmgin.models.dmgin import DMGINConfig
 from stream_dmgin.models.registry import save_model
+from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.replay.rows import training_rows
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training.loop import Fitted, Options, Point, predict, train, write_curve

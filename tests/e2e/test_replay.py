@@ -15,8 +15,8 @@ from stream_dmgin.datasets import form
 from stream_dmgin.features.spec import BLOCKS, InputSpec
 from stream_dmgin.log.base import open_log
 from stream_dmgin.models.calibration import Calibration
-from stream_dmgin.models.dmgin import DMGINConfig
 from stream_dmgin.models.registry import save_model, untrained
+from stream_dmgin.models.trunk import DMGINConfig
 from tests.logs import dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]

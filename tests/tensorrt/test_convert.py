@@ -19,8 +19,8 @@ if importlib.util.find_spec("torch_tensorrt") is None:
     pytest.skip("torch_tensorrt is not installed: pip install 'stream-dmgin[tensorrt-rtx]'", allow_module_level=True)
 
 from stream_dmgin.features.spec import InputSpec
-from stream_dmgin.models.dmgin import DMGINConfig
 from stream_dmgin.models.registry import untrained
+from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.scoring import compiled, graphs, tensorrt
 
 DEVICE = types.SimpleNamespace(name="none", major=8, minor=9, total_memory=8 << 30, multi_processor_count=40)

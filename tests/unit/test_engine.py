@@ -16,7 +16,7 @@ from stream_dmgin.features.inputs import Inputs
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.models import registry
 from stream_dmgin.models.calibration import Calibration
-from stream_dmgin.models.dmgin import DMGINConfig
+from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.scoring import check, compiled, graphs
 from stream_dmgin.scoring.engine import EagerEngine, Engine, UserTower, choose_engine
 from stream_dmgin.scoring.fused import FusedEngine

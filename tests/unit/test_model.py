@@ -10,7 +10,8 @@ import torch
 
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.models import ragged
-from stream_dmgin.models.dmgin import DMGIN, Dense, DMGINConfig, tents
+from stream_dmgin.models.dmgin import DMGIN
+from stream_dmgin.models.trunk import Dense, DMGINConfig, tents
 from stream_dmgin.scoring.graphs import example_inputs
 
 SPEC = InputSpec(

@@ -13,7 +13,8 @@ from stream_dmgin.errors import InputError
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.models import ragged
 from stream_dmgin.models.calibration import sigmoid
-from stream_dmgin.models.dmgin import DMGIN, DMGINConfig
+from stream_dmgin.models.dmgin import DMGIN
+from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.scoring.graphs import example_inputs
 from stream_dmgin.training import loop
 from stream_dmgin.training.metrics import auc, ece
