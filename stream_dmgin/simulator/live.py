@@ -70,6 +70,7 @@ def simulate(
                     events.dwell,
                     events.value,
                     events.position,
+                    views.surface[events.page],
                 )
                 out.events(taken(due, order), dated=True)
                 written += len(order)
@@ -145,13 +146,13 @@ class Output:
     def events(self, due: Due, dated: bool) -> None:
         """Events in order. `dated`: the record's timestamp is `due.tick` (when the event became known), else now."""
         append, topics, item_ids, t = self.writer.append, self._topics, self._item_ids, self._tag
-        for n, (at, user, request, number, item, kind, ts, dwell, value, position) in enumerate(
+        for n, (at, user, request, number, item, kind, ts, dwell, value, position, surface) in enumerate(
             zip(*(c.tolist() for c in due), strict=True)
         ):
             user_id = f"u{user}"
             event = Event(
                 user_id, item_ids[item], ts, f"e{t}{number}", b.KINDS[kind], f"q{t}{request}", position,
-                dwell if dwell >= 0 else None, value if value == value else None,
+                dwell if dwell >= 0 else None, value if value == value else None, surface=SURFACES[surface],
             )  # fmt: skip
             append(topics[kind], user_id.encode(), encode(event), timestamp=at if dated else None)
             if not n % 5000:

@@ -89,6 +89,7 @@ def _events(plan: Plan, users: UserArrays, views: b.Views, e: b.Events) -> pa.Ta
         "value": pa.array(e.value, mask=np.isnan(e.value)),
         "request_id": form.strings(requests, "q" + t).take(pa.array(e.page)),
         "position": e.position.astype(np.int64),
+        "surface": _pick(SURFACES, views.surface[e.page]),
     })  # fmt: skip
 
 

@@ -46,6 +46,7 @@ class Due(NamedTuple):
     dwell: NDArray[np.int64]
     value: NDArray[np.float64]
     position: NDArray[np.int16]
+    surface: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def _due(world: World, k: int, views: b.Views, e: b.Events, tick: int, pace: Pac
         e.dwell,
         e.value,
         e.position,
+        views.surface[e.page],
     )
 
 
@@ -164,4 +166,5 @@ def _asked(world: World, k: int, views: b.Views) -> list[Asked]:
 
 def _no_events() -> Due:
     i = np.empty(0, np.int64)
-    return Due(i, i, i, i, np.empty(0, np.int32), np.empty(0, np.uint8), i, i, np.empty(0), np.empty(0, np.int16))
+    small = np.empty(0, np.uint8)
+    return Due(i, i, i, i, np.empty(0, np.int32), small, i, i, np.empty(0), np.empty(0, np.int16), small)

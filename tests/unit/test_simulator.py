@@ -67,6 +67,14 @@ def test_what_follows_a_request_is_visible_only_after_it(city_log: Path) -> None
         assert seen > asked[request]
 
 
+def test_events_say_where_they_happened_as_their_requests_do(city_log: Path) -> None:
+    data = form.read(city_log)
+    surface = dict(zip(data.rows["request_id"].to_pylist(), data.rows["surface"].to_pylist()))
+    assert len(set(surface.values())) == 3
+    for request, where in zip(data.events["request_id"].to_pylist(), data.events["surface"].to_pylist()):
+        assert surface[request] == where
+
+
 def test_labels_are_drawn_from_the_truth_and_groups_explain_much_of_it(city_log: Path) -> None:
     data = form.read(city_log)
     y = data.rows["label"].to_numpy().astype(np.int64)

@@ -14,6 +14,7 @@ from stream_dmgin.records import decode_event, decode_item, decode_request
 from stream_dmgin.settings import load
 from stream_dmgin.simulator.live import simulate
 from stream_dmgin.simulator.traffic import IMPRESSION_LAG_S, TICK_S, Pace, Tick, traffic
+from stream_dmgin.simulator.words import SURFACES
 from stream_dmgin.simulator.world import DAY_MS, Plan, build_world, history
 
 PLAN = Plan(users=60, items=200, days=20, life=(50, 500), start_ms=1_760_000_000_000)
@@ -87,7 +88,7 @@ def test_onto_a_log(tmp_path: Path) -> None:
             log, settings, PLAN, pace, oracle_out=tmp_path / "oracle.jsonl", groups_out=tmp_path / "groups.csv"
         )
         counts = dict.fromkeys(topics.ALL, 0)
-        asked = {}
+        asked, where = {}, set()
         names = (*topics.EVENTS, topics.REQUESTS, topics.ITEMS)
         reader = log.reader([settings.topic(t) for t in names])
         reader.assign({(settings.topic(t), p): 0 for t in names for p in log.ends(settings.topic(t))})
@@ -101,11 +102,12 @@ def test_onto_a_log(tmp_path: Path) -> None:
                 elif topic == topics.REQUESTS:
                     q = decode_request(r.key, r.value, r.timestamp)
                     asked[q.request_id] = q.candidates
+                    assert q.context and q.context["surface"] in SURFACES
                 else:
-                    decode_event(topic, r.key, r.value, r.timestamp)
+                    where.add(decode_event(topic, r.key, r.value, r.timestamp).surface)
             batch.release()
         reader.close()
-    assert counts["items"] == 200
+    assert counts["items"] == 200 and where == set(SURFACES)
     assert sum(counts[t] for t in topics.EVENTS) == said["events"] + said["history_events"]
     assert counts["requests"] == said["requests"] == 20
     truth = [json.loads(line) for line in (tmp_path / "oracle.jsonl").read_text().splitlines()]
