@@ -1,18 +1,18 @@
 """LightGBM, the peer that every network must beat: gradient-boosted trees on the very rows that replay gives the network.
 
-Its inputs are the candidate's counters and pairs (c_dense), the user's features (u_dense) and the surface as a category;
-groups and events enter through the counts made of them alone. Strong regularisation, early stop on the valid rows, the same
-two calibration parameters. Where requests are lists, a second booster learns the order inside a list: its loss starts from
-log(1 / length of the list), known only in training, so that what it adds is what sets a row apart from its neighbours; the
-two are blended with the weight that serves the valid rows best. A score never sees its own list.
+Inputs are the candidate's counters and pairs (c_dense), the user's features (u_dense) and the surface as a category;
+groups and events enter through the counts made of them alone. Strong regularisation, early stop on the valid rows, the mean of
+several boosters that saw other rows and other inputs. Where requests are lists, further boosters learn the order inside a list:
+their loss starts from log(1 / length of the list), known only in training, so that what they add is what sets a row apart from
+its neighbours. A score never sees its own list. All boosters together are one `Forest`, which is also what serves.
 """
 
 from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,51 +20,63 @@ from numpy.typing import NDArray
 
 from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.models.calibration import Calibration, fit_platt, sigmoid
+from stream_dmgin.models.forest import Forest, grown, joined
 from stream_dmgin.training.loop import Point, Requests
 from stream_dmgin.training.metrics import auc, logloss
 from stream_dmgin.training.rows import TrainingRows
 
 Floats = NDArray[np.float64]
+WEIGHTS = np.linspace(0.0, 1.5, 16)
 
 
 @dataclass(frozen=True)
 class TreeOptions:
-    """How to boost: strong regularisation, not searched yet. `patience`: rounds without a gain before stopping."""
+    """How to boost. `bags`: boosters of each kind, whose mean counts, each on a share `bag_inputs` of the inputs.
+
+    `patience`: rounds without a gain before stopping. `order_weight`: of the boosters for the order inside lists; None: the one of WEIGHTS
+    with the smallest logloss on the valid rows.
+    """
 
     leaves: int = 15
     rows_a_leaf: int = 300
     l2: float = 20.0
     feature_fraction: float = 0.2
     row_fraction: float = 0.8
-    lr: float = 0.04
+    lr: float = 0.05
     rounds: int = 3000
-    patience: int = 150
-    order: bool = True  # a second booster for the order inside lists, where there are lists
+    patience: int = 100
+    bags: int = 1
+    bag_inputs: float = 1.0
+    order: bool = True  # boosters for the order inside lists, where there are lists
+    order_weight: float | None = None
     seed: int = 1
 
 
 @dataclass
 class Trees:
-    """Fitted boosters; the logit is `pointwise + weight * order`, then calibrated."""
+    """Fitted boosters as one forest, whose score is the raw logit.
 
-    pointwise: Any
-    order: Any | None
+    `rounds` of each booster, pointwise ones first; `weight` of the order; `gains`: share of the gain that each input brought,
+    greatest first.
+    """
+
+    forest: Forest
+    options: TreeOptions
+    rounds: tuple[int, ...]
     weight: float
     calibration: Calibration
-    names: list[str]
+    gains: Mapping[str, float]
     curve: list[Point] = field(default_factory=list)
 
     def logits(self, rows: TrainingRows, requests: Requests) -> Floats:
         """Raw logits of the rows of these requests, in the order of `rows.rows_of`."""
-        x, _ = design(rows, requests)
-        z: Floats = self.pointwise.predict(x, raw_score=True)
-        return z if self.order is None else z + self.weight * self.order.predict(x, raw_score=True)
+        return forest_logits(self.forest, rows, requests)
 
-    def gains(self) -> dict[str, float]:
-        """Share of the pointwise booster's gain that each input brought, greatest first."""
-        g = self.pointwise.feature_importance("gain")
-        share = g / max(1e-12, g.sum())
-        return {self.names[i]: float(share[i]) for i in np.argsort(-share)}
+
+def forest_logits(forest: Forest, rows: TrainingRows, requests: Requests) -> Floats:
+    """Scores of the rows of these requests, in the order of `rows.rows_of`."""
+    c = rows["c_dense"][rows.rows_of(requests)]
+    return forest.scores(c, rows["u_dense"][requests], rows["x_cat"][requests], rows["r_rows"][requests])
 
 
 def design(rows: TrainingRows, requests: Requests) -> tuple[NDArray[np.float32], list[str]]:
@@ -75,6 +87,7 @@ def design(rows: TrainingRows, requests: Requests) -> tuple[NDArray[np.float32],
     x[:, : c.shape[1]] = c[take]
     x[:, c.shape[1] : -1] = np.repeat(u[requests], n, 0)
     x[:, -1] = np.repeat(rows["x_cat"][requests], n)
+    np.nan_to_num(x, copy=False, nan=0.0)  # as the forest reads it
     return x, [*rows.spec.candidate_features, *(f"u_{n}" for n in rows.spec.user_features), "surface"]
 
 
@@ -89,41 +102,39 @@ def train_trees(
 
     UsageError where lightgbm is not installed, InputError where either part has no rows of both classes.
     """
-    lgb, started = _lightgbm(), time.monotonic()
-    parts = [_Part(rows, r) for r in (train_requests, valid_requests)]
-    for name, part in zip(("training", "validation"), parts, strict=True):
-        if not len(part.y) or part.y.min() == part.y.max():
-            raise InputError(f"the {name} days hold no rows with both labels ({len(part.y)} rows): choose other days")
-    learn, judge = parts
-
-    def boost(offsets: bool) -> Any:
-        sets = [
-            lgb.Dataset(
-                p.x, p.y, init_score=-np.log(p.length) if offsets else None, feature_name=learn.names,
-                categorical_feature=["surface"], free_raw_data=False,
-            )
-            for p in parts
-        ]  # fmt: skip
-        sets[1].reference = sets[0]
-        return lgb.train(_parameters(options), sets[0], options.rounds, [sets[1]], callbacks=[
-            lgb.early_stopping(options.patience, verbose=False)
-        ])  # fmt: skip
-
-    pointwise = boost(False)
-    order = boost(True) if options.order and learn.length.max() > 1 else None
-    z = pointwise.predict(judge.x, raw_score=True)
+    started = time.monotonic()
+    learn, judge = _Part(rows, train_requests, "training"), _Part(rows, valid_requests, "validation")
+    pointwise = _boost(options, learn, judge, False)
+    order = _boost(options, learn, judge, True) if options.order and learn.length.max() > 1 else []
+    flat = _mean(rows, pointwise)
     weight = 0.0
-    if order is not None:
-        s = order.predict(judge.x, raw_score=True)
-        weight = best_weight(lambda w: z + w * s, judge.y, np.linspace(0.0, 1.5, 16))
-        z = z + weight * s
+    if order:
+        z, s = (forest_logits(f, rows, valid_requests)[judge.known] for f in (flat, _mean(rows, order)))
+        fixed = options.order_weight
+        weight = best_weight(lambda w: z + w * s, judge.y, WEIGHTS) if fixed is None else fixed
+    forest = joined([(flat, 1.0), (_mean(rows, order), weight)]) if weight else flat
+    z = forest_logits(forest, rows, valid_requests)[judge.known]
     platt = fit_platt(z, judge.y)
     p = sigmoid(platt[0] * z + platt[1])
-    rounds = pointwise.best_iteration
-    best = Point(rounds, rounds, float("nan"), logloss(judge.y, p), auc(judge.y, z), time.monotonic() - started)
+    rounds = tuple(int(b.best_iteration) for b in (*pointwise, *order))
+    best = Point(rounds[0], rounds[0], float("nan"), logloss(judge.y, p), auc(judge.y, z), time.monotonic() - started)
     if report is not None:
         report(best)
-    return Trees(pointwise, order, weight, Calibration({"ctr": platt}), learn.names, [best])
+    return Trees(forest, options, rounds, weight, Calibration({"ctr": platt}), _gains(pointwise, learn.names), [best])
+
+
+def refit_trees(rows: TrainingRows, requests: Requests, before: Trees) -> Trees:
+    """Trees grown anew on these requests with what was chosen for `before`: rounds, weight and calibration stay.
+
+    Nothing is held out, so that the newest rows count too.
+    """
+    learn, o = _Part(rows, requests, "training"), before.options
+    pointwise = _boost(o, learn, None, False, before.rounds[: o.bags])
+    order = _boost(o, learn, None, True, before.rounds[o.bags :]) if before.weight else []
+    forest = _mean(rows, pointwise)
+    if order:
+        forest = joined([(forest, 1.0), (_mean(rows, order), before.weight)])
+    return replace(before, forest=forest, gains=_gains(pointwise, learn.names))
 
 
 def best_weight(blend: Callable[[float], Floats], labels: NDArray[np.int8], weights: Floats) -> float:
@@ -140,22 +151,69 @@ def best_weight(blend: Callable[[float], Floats], labels: NDArray[np.int8], weig
 class _Part:
     """Known rows of some requests: inputs, labels, and the length of each row's list."""
 
-    def __init__(self, rows: TrainingRows, requests: Requests) -> None:
+    def __init__(self, rows: TrainingRows, requests: Requests, name: str) -> None:
         x, self.names = design(rows, requests)
         y = rows.labels()[rows.rows_of(requests)]
-        known = y >= 0
+        self.known = y >= 0
         n = rows["r_rows"][requests]
-        self.x, self.y = x[known], y[known]
-        self.length = np.repeat(n, n)[known].astype(np.float64)
+        self.x, self.y = x[self.known], y[self.known]
+        self.length = np.repeat(n, n)[self.known].astype(np.float64)
+        if not len(self.y) or self.y.min() == self.y.max():
+            raise InputError(f"the {name} days hold no rows with both labels ({len(self.y)} rows): choose other days")
 
 
-def _parameters(o: TreeOptions) -> dict[str, Any]:
-    return {
+def _boost(o: TreeOptions, learn: _Part, judge: _Part | None, offsets: bool, rounds: tuple[int, ...] = ()) -> list[Any]:
+    """`o.bags` boosters; stopped by `judge`, or after so many `rounds` each."""
+    lgb = _lightgbm()
+    sets: list[Any] = []
+    for part in (learn, judge):
+        if part is not None:
+            start = -np.log(part.length) if offsets else None
+            reference = sets[0] if sets else None
+            sets.append(
+                lgb.Dataset(
+                    part.x, part.y, init_score=start, feature_name=learn.names, categorical_feature=["surface"],
+                    reference=reference, params={"min_data_per_group": o.rows_a_leaf, "verbosity": -1}, free_raw_data=False,
+                )
+            )  # fmt: skip
+    out = []
+    for bag in range(o.bags):
+        parameters = _parameters(o, bag, len(learn.names))
+        if judge is None:
+            made = lgb.train(parameters, sets[0], rounds[bag])
+            made.best_iteration = rounds[bag]
+        else:
+            made = lgb.train(parameters, sets[0], o.rounds, sets[1:], callbacks=[
+                lgb.early_stopping(o.patience, verbose=False)
+            ])  # fmt: skip
+        out.append(made)
+    return out
+
+
+def _mean(rows: TrainingRows, boosters: list[Any]) -> Forest:
+    share = 1.0 / len(boosters)
+    return grown([(b, share) for b in boosters], len(rows.spec.candidate_features), len(rows.spec.user_features))
+
+
+def _gains(boosters: list[Any], names: list[str]) -> dict[str, float]:
+    g = np.sum([b.feature_importance("gain") for b in boosters], 0)
+    share = g / max(1e-12, g.sum())
+    return {names[i]: float(share[i]) for i in np.argsort(-share)}
+
+
+def _parameters(o: TreeOptions, bag: int, columns: int) -> dict[str, Any]:
+    seed = o.seed + 1000 * bag
+    made: dict[str, Any] = {
         "objective": "binary", "num_leaves": o.leaves, "min_data_in_leaf": o.rows_a_leaf, "lambda_l2": o.l2,
         "feature_fraction": o.feature_fraction, "bagging_fraction": o.row_fraction, "bagging_freq": 1, "learning_rate": o.lr,
-        "min_data_per_group": o.rows_a_leaf, "cat_l2": o.l2, "seed": o.seed, "deterministic": True, "force_col_wise": True,
+        "min_data_per_group": o.rows_a_leaf, "cat_l2": o.l2, "seed": seed, "deterministic": True, "force_col_wise": True,
         "num_threads": 1, "verbosity": -1,
     }  # fmt: skip
+    if o.bag_inputs < 1.0:  # a split on any other input gains nothing; the surface is always there
+        seen = np.random.default_rng([seed, 7]).random(columns) < o.bag_inputs
+        seen[-1] = True
+        made["feature_contri"] = seen.astype(np.float64).tolist()
+    return made
 
 
 def _lightgbm() -> Any:

@@ -1,4 +1,4 @@
-"""LightGBM on training rows: learns, repeats itself by seed, orders lists without seeing them, and the stack's weight."""
+"""LightGBM on training rows: learns, repeats itself by seed, orders lists without seeing them, refits, and the stack's weight."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stream_dmgin.models.calibration import sigmoid
 from stream_dmgin.scoring.graphs import example_inputs
 from stream_dmgin.training.metrics import auc, ece, logloss
 from stream_dmgin.training.rows import TrainingRows
-from stream_dmgin.training.trees import TreeOptions, best_weight, design, train_trees
+from stream_dmgin.training.trees import TreeOptions, best_weight, design, refit_trees, train_trees
 
 SPEC = InputSpec(
     groups=4, events=4, short=4, item_buckets=64, category_buckets=8, advertiser_buckets=8, surface_buckets=8
@@ -56,22 +56,44 @@ def test_trees_learn_calibrate_and_repeat_themselves(candidates: int) -> None:
     p = fitted.calibration.apply("ctr", z)
     assert auc(y[y >= 0], p[y >= 0]) > 0.8 and ece(y[y >= 0], p[y >= 0]) < 0.08
     assert fitted.curve[0].valid_logloss == pytest.approx(logloss(y[y >= 0], p[y >= 0]))
-    assert (fitted.order is not None) == (candidates > 1)
-    assert next(iter(fitted.gains())) in (SPEC.candidate_features[3], "surface", "u_" + SPEC.user_features[2])
+    assert len(fitted.rounds) == (2 if candidates > 1 else 1)
+    assert next(iter(fitted.gains)) in (SPEC.candidate_features[3], "surface", "u_" + SPEC.user_features[2])
     np.testing.assert_array_equal(train_trees(rows, learn, judge, OPTIONS).logits(rows, judge), z)
     assert not np.array_equal(train_trees(rows, learn, judge, replace(OPTIONS, seed=2)).logits(rows, judge), z)
 
 
 def test_a_score_does_not_depend_on_the_list_it_is_in() -> None:
     rows = make(4, 2000)
-    fitted = train_trees(rows, rows.between(0, 7), rows.between(7, 10), OPTIONS)
-    assert fitted.order is not None
-    x, _ = design(rows, np.arange(rows.requests))
+    fitted = train_trees(rows, rows.between(0, 7), rows.between(7, 10), replace(OPTIONS, order_weight=0.6))
+    assert fitted.weight == 0.6 and len(fitted.rounds) == 2
     z = fitted.logits(rows, np.arange(rows.requests))
-    one_by_one = fitted.pointwise.predict(x[5:6], raw_score=True) + fitted.weight * fitted.order.predict(
-        x[5:6], raw_score=True
-    )
-    assert one_by_one[0] == pytest.approx(z[5])
+    of = np.repeat(np.arange(rows.requests), rows["r_rows"])
+    for k in (5, 77):
+        alone = fitted.forest.scores(
+            rows["c_dense"][k : k + 1], rows["u_dense"][of[k : k + 1]], rows["x_cat"][of[k : k + 1]], np.array([1])
+        )
+        assert alone[0] == z[k]
+
+
+def test_bags_are_averaged_and_see_other_inputs() -> None:
+    rows = make(1, 2000)
+    learn, judge = rows.between(0, 7), rows.between(7, 10)
+    one = train_trees(rows, learn, judge, OPTIONS)
+    three = train_trees(rows, learn, judge, replace(OPTIONS, bags=3, bag_inputs=0.5))
+    assert len(three.rounds) == 3 and three.forest.trees == sum(three.rounds)
+    assert not np.array_equal(one.logits(rows, judge), three.logits(rows, judge))
+
+
+def test_a_refit_keeps_what_was_chosen_and_learns_from_new_rows() -> None:
+    rows = make(4, 4000)
+    learn, judge = rows.between(0, 10), rows.between(10, 15)
+    fitted = train_trees(rows, learn, judge, replace(OPTIONS, bags=2, order_weight=0.5))
+    same = refit_trees(rows, learn, fitted)
+    np.testing.assert_array_equal(same.logits(rows, judge), fitted.logits(rows, judge))
+    more = refit_trees(rows, rows.between(0, 15), fitted)
+    assert more.rounds == fitted.rounds and more.calibration == fitted.calibration and more.weight == 0.5
+    late = rows.between(15, 20)
+    assert not np.array_equal(more.logits(rows, late), fitted.logits(rows, late))
 
 
 def test_the_weight_of_a_blend_is_the_better_models() -> None:
