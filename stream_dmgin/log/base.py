@@ -213,8 +213,9 @@ class Transactions(Writer, Protocol):
     open: bool  # something was appended since the last commit
 
     def commit(self, offsets: Mapping[TP, int], group_metadata: bytes) -> None:
-        """End the transaction with these offsets of the group whose member `GroupReader.group_metadata` tells. Blocks. Raises
-        Fenced when the broker refuses it (the membership or the transaction is lost): nothing of it will ever be seen."""
+        """End the transaction with these offsets of the group whose member `GroupReader.group_metadata` tells. Blocks. At
+        least one: the broker looks at offsets alone to see whether the member is one still. Raises Fenced when it refuses them (the
+        membership or the transaction is lost): nothing of it will ever be seen."""
 
     def abort(self) -> None:
         """Take back what was appended."""

@@ -43,11 +43,12 @@ class KafkaTransactions(KafkaWriter):
 
     def commit(self, offsets: Mapping[TP, int], group_metadata: bytes) -> None:
         """See base.Transactions."""
+        if not offsets:
+            raise ValueError("a transaction without offsets has no fence")
         self._begin()
         positions = [TopicPartition(t, p, o) for (t, p), o in offsets.items()]
         try:
-            if positions:
-                self._patiently(lambda s: self._producer.send_offsets_to_transaction(positions, group_metadata, s))
+            self._patiently(lambda s: self._producer.send_offsets_to_transaction(positions, group_metadata, s))
             self._patiently(self._producer.commit_transaction)
         except KafkaException as e:
             self.abort()

@@ -136,10 +136,15 @@ class ExactlyOnce:
     def settle(self) -> None:
         """See Delivery."""
         offsets = self._offsets()
+        if not offsets:  # nothing is owned: what may be open was for partitions that have gone
+            self._told = {}
+            self._transactions.abort()
+            return
         changed = {tp: o for tp, o in offsets.items() if self._told.get(tp) != o}
         if changed or self._transactions.open:
             self._reader.confirm()
-            self._transactions.commit(changed, self._reader.group_metadata())
+            # The fence is in the offsets: the broker takes a transaction without any from anybody
+            self._transactions.commit(changed or offsets, self._reader.group_metadata())
             self._told = offsets
 
     def tell(self, offsets: Mapping[TP, int]) -> None:

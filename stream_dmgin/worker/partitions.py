@@ -214,7 +214,8 @@ class Partitions:
         log_.info("released partitions %s", numbers)
 
     def lost(self, partitions: list[TP]) -> None:
-        """Drop these: they may have another owner already."""
+        """Drop these: they may have another owner already. Raises Fenced where what was sent for them could only be taken back
+        together with answers of others."""
         self._given -= set(partitions)
         numbers = sorted({p for _, p in partitions} & self.owned.keys())
         for p in numbers:
@@ -226,6 +227,7 @@ class Partitions:
             log_.warning(
                 "lost partitions %s: what was not committed is dropped, the next owner folds it again", numbers
             )
+            self._on_lost()
 
     def lost_all(self) -> None:
         """Drop everything: the membership is gone."""

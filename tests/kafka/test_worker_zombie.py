@@ -37,16 +37,19 @@ def offsets(data: Path) -> dict[int, dict[str, int]]:
 
 
 @pytest.mark.timeout(600)
-def test_a_zombie_writes_nothing_more(kafka: str, prefix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [(), ("--exactly-once",)], ids=["at-least-once", "exactly-once"])
+def test_a_zombie_writes_nothing_more(kafka: str, prefix: str, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """Exactly once, it is paused while a transaction with answers is open: they are not in it that the other gives again."""
     own = ["--log", "kafka://" + kafka, "--prefix", prefix]
     plan = Plan(seed=1, seconds=0, directory=tmp_path, workers=2)
     env = environment(
         STREAM_DMGIN_WORKER_GROUP=prefix + "g", STREAM_DMGIN_KAFKA_SESSION_TIMEOUT_MS="6000",
         STREAM_DMGIN_KAFKA_MAX_POLL_INTERVAL_MS="10000",
+        **({"STREAM_DMGIN_WORKER_TRANSACTION_MS": "3000", "STREAM_DMGIN_WORKER_COMMIT_INTERVAL_S": "30"} if flags else {}),
     )  # fmt: skip
     _cli(env, "topics", "apply", *own, "--data-dir", str(tmp_path), "--partitions", str(PARTITIONS))
     a, b = (
-        Member(n, [*own, "--data-dir", str(tmp_path / n), *_groups(plan)], tmp_path / f"{n}.log", env)
+        Member(n, [*own, "--data-dir", str(tmp_path / n), *_groups(plan), *flags], tmp_path / f"{n}.log", env)
         for n in ("a", "b")
     )
     fleet = Fleet([a, b])
@@ -74,7 +77,7 @@ def test_a_zombie_writes_nothing_more(kafka: str, prefix: str, tmp_path: Path) -
         assert fleet.stop() == [0, 0]
         for m in fleet.members:  # whatever was the other's
             _cli(env, "worker", *m.args, "--until-end")
-        findings = check(SimpleNamespace(shared=False, args=()), kafka, prefix, fleet, traffic)  # type: ignore[arg-type]
+        findings = check(SimpleNamespace(shared=False, args=flags), kafka, prefix, fleet, traffic)  # type: ignore[arg-type]
         assert findings.ok, findings
     finally:
         fleet.kill()
