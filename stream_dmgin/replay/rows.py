@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,14 @@ def training_rows(
     first: int = 0,
     last: int | None = None,
     progress: Progress | None = None,
+    directory: Path | None = None,
 ) -> TrainingRows:
     """The inputs and labels of requests [first, last); request k of the result is request first + k of the source.
 
-    The key of a request is the hash of its user id.
+    The key of a request is the hash of its user id. `directory`: a folder that the rows are written to as they come, so that they
+    never lie in memory; what is returned is mapped from there.
     """
-    rows = TrainingRows(spec, source.meta.heads)
+    rows = TrainingRows(spec, source.meta.heads, directory)
     replay = Replay(source, groups, [spec])
     r = source.requests
     try:
@@ -44,7 +47,7 @@ def training_rows(
                 progress(block.last)
     finally:
         replay.close()
-    return rows
+    return rows.finish()
 
 
 def padded(r: Requests, flat: NDArray[np.int8], first: int, last: int, width: int) -> NDArray[np.int8]:

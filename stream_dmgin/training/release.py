@@ -21,7 +21,8 @@ from stream_dmgin.models.registry import save_model
 from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.replay.rows import training_rows
 from stream_dmgin.replay.source import DatasetSource
-from stream_dmgin.training.loop import Fitted, Options, Point, predict, train, write_curve
+from stream_dmgin.training.curve import write_curve
+from stream_dmgin.training.loop import Fitted, Options, Point, predict, train
 from stream_dmgin.training.metrics import ece_floor, summary
 from stream_dmgin.training.rows import TrainingRows
 

@@ -1,5 +1,5 @@
 """The training set: ragged and compact copies of the inputs that replay produced, with their labels, in memory or in a
-folder.
+folder. A folder is mapped, not read: of a set larger than memory only what batches ask for is in it, and about 60 bytes a request.
 
 A request's user side is stored once for all its candidates, existing groups and events alone (padding would be 70 % and
 more): about 600 bytes a request and 250 a candidate. A "row" is one (request, candidate), numbered in the order of
@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,37 +21,10 @@ from torch import Tensor
 from stream_dmgin.errors import InputError
 from stream_dmgin.features.spec import N_STAT, InputSpec
 from stream_dmgin.models.ragged import GroupRows, TrainBatch, length_steps
+from stream_dmgin.training.columns import Array, Column, FileColumn, scatter, spans
 
-Array = NDArray[Any]
-
-
-class Column:
-    """An array that grows at its end, its capacity doubling."""
-
-    def __init__(self, dtype: str, *shape: int) -> None:
-        self._data = np.zeros((1024, *shape), dtype)
-        self._n = 0
-
-    def extend(self, values: Array) -> None:
-        """Append values [n,...], cast to the column's type."""
-        end = self._n + len(values)
-        if end > len(self._data):
-            grown = np.zeros((max(end, 2 * len(self._data)), *self._data.shape[1:]), self._data.dtype)
-            grown[: self._n] = self._data[: self._n]
-            self._data = grown
-        self._data[self._n : end] = values
-        self._n = end
-
-    def view(self) -> Array:
-        """What was appended; not a copy."""
-        return self._data[: self._n]
-
-    @classmethod
-    def of(cls, values: Array) -> Column:
-        """A column that starts with these values (not copied)."""
-        made = cls.__new__(cls)
-        made._data, made._n = values, len(values)
-        return made
+STEPS = (1, 2, 4, 8)  # upper ends of the length buckets of groups
+SCAN = 1 << 18  # requests looked at in one piece where all are
 
 
 @dataclass(frozen=True)
@@ -64,13 +36,15 @@ class Batch:
     inputs: TrainBatch
     labels: Mapping[str, Tensor]  # per head ("ctr" and further): float [B,C], -1 where missing or padding
     rows: Tensor
+    seen: Mapping[str, Tensor] | None = None  # per post-click head, where it comes late: [B,C], as in `objective.late`
 
 
 class TrainingRows:
     """Requests with labelled candidates. Fill with `append`, then read with `batches`; not for several threads."""
 
-    def __init__(self, spec: InputSpec, heads: Sequence[str] = ()) -> None:
-        self.spec, self.heads = spec, tuple(heads)
+    def __init__(self, spec: InputSpec, heads: Sequence[str] = (), directory: Path | None = None) -> None:
+        """`directory`: where to write what is appended, in place of memory; readable after `finish`."""
+        self.spec, self.heads, self.directory = spec, tuple(heads), directory
         self.columns: dict[str, Column] = {
             # per request
             "r_groups": Column("i4"), "r_short": Column("i4"), "r_rows": Column("i4"), "r_ts": Column("i8"),
@@ -87,6 +61,11 @@ class TrainingRows:
             "c_dense": Column("f4", len(spec.candidate_features)), "label": Column("i1", 1 + len(self.heads)),
         }  # fmt: skip
         self._offsets: tuple[int, dict[str, NDArray[np.int64]]] | None = None
+        self._files: dict[str, FileColumn] = {}
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / "rows.json").unlink(missing_ok=True)  # a folder without it is no training set
+            self._files = {k: FileColumn(directory / f"{k}.npy", c.view()) for k, c in self.columns.items()}
 
     def __getitem__(self, name: str) -> Array:
         return self.columns[name].view()
@@ -108,12 +87,17 @@ class TrainingRows:
         keys: Array,
         head_labels: Mapping[str, Array] | None = None,
     ) -> None:
-        """Copy B requests. labels [B,C] int (1, 0; -1 unknown); head_labels: the same per head, all unknown where
-        absent; ts [B] ms; keys [B]: any whole number below 2^64 that says whose or which request it is (for grouped
-        AUC). Candidates outside c_mask are left out.
+        """Copy B requests. InputError where an input is no finite number. labels [B,C] int (1, 0; -1 unknown);
+        head_labels: the same per head, all unknown where absent; ts [B] ms; keys [B]: any whole number below 2^64 that says
+        whose or which request it is (for grouped AUC). Candidates outside c_mask are left out.
         """
         g_mask, e_mask, s_mask, c_mask = (inputs[k] for k in ("g_mask", "e_mask", "s_mask", "c_mask"))
-        put = self.columns
+        put: Mapping[str, Column | FileColumn] = self._files or self.columns
+        for name, mask in (("u_dense", slice(None)), ("c_dense", c_mask), ("g_stat", g_mask)):
+            if not np.isfinite(inputs[name][mask]).all():
+                raise InputError(
+                    f"{self._not_finite(name, inputs[name][mask])}: look for values that are no numbers in the log's items"
+                )
         groups = g_mask.sum(1)
         for name, values in (
             ("r_groups", groups),
@@ -139,14 +123,32 @@ class TrainingRows:
         every = [labels, *(given.get(h, np.full(labels.shape, -1, np.int8)) for h in self.heads)]
         put["label"].extend(np.stack([x[c_mask] for x in every], -1))
 
+    def _not_finite(self, name: str, values: Array) -> str:
+        columns = {"u_dense": self.spec.user_features, "c_dense": self.spec.candidate_features}.get(name)
+        at = int(np.flatnonzero(~np.isfinite(values.reshape(-1, values.shape[-1])).all(0))[0])
+        return f"input {columns[at] if columns else f'{name}[{at}]'} is not finite"
+
     def offsets(self) -> dict[str, NDArray[np.int64]]:
-        """Where each request's groups, short events and rows start, and each group's events."""
+        """Where each request's groups, short events, rows and events of groups (`events`) start."""
         if self._offsets is None or self._offsets[0] != self.requests:
-            starts = {
-                k: np.r_[0, np.cumsum(self[k], dtype=np.int64)] for k in ("r_groups", "r_short", "r_rows", "g_len")
-            }
-            self._offsets = (self.requests, starts)
+            starts = {k: np.r_[0, np.cumsum(self[k], dtype=np.int64)] for k in ("r_groups", "r_short", "r_rows")}
+            groups, lengths = starts["r_groups"], self["g_len"]
+            events = [np.zeros(1, np.int64)]
+            for i in range(0, self.requests, SCAN):
+                own = groups[i : i + SCAN + 1]
+                until = np.r_[0, np.cumsum(lengths[own[0] : own[-1]], dtype=np.int64)]
+                events.append(events[-1][-1] + until[own[1:] - own[0]])
+            self._offsets = (self.requests, {**starts, "events": np.concatenate(events)})
         return self._offsets[1]
+
+    def groups_in(self, requests: NDArray[np.int64]) -> int:
+        """How many groups these requests have in all."""
+        return int(self["r_groups"][requests].sum(dtype=np.int64))
+
+    def known(self, requests: NDArray[np.int64]) -> dict[str, float]:
+        """How many rows of these requests have a known label, per head."""
+        n = (self["label"][self.rows_of(requests)] >= 0).sum(0)
+        return {h: float(n[i]) for i, h in enumerate(("ctr", *self.heads))}
 
     def labels(self, head: str = "ctr") -> NDArray[np.int8]:
         """Labels [rows] of a head; -1 unknown."""
@@ -166,29 +168,39 @@ class TrainingRows:
 
     # -- batches -----------------------------------------------------------------------------------------------------
 
+    def parts(
+        self, size: int, requests: NDArray[np.int64], generator: np.random.Generator | None = None, stretch: int = 1
+    ) -> list[NDArray[np.int64]]:
+        """The requests of each batch of about `size` rows. With a generator shuffled, requests of like sizes together (little
+        padding). `stretch`: so many neighbours stay neighbours in the shuffle of windows of batches, which reads a folder that is
+        larger than memory in larger pieces.
+        """
+        chosen = requests[self["r_rows"][requests] > 0]
+        if not len(chosen):
+            return []
+        like = np.ceil(np.log2(self["r_rows"][chosen])) * 1000 + self["r_groups"][chosen]
+        if generator is None:
+            order = np.argsort(like, kind="stable")
+        else:
+            order = generator.permutation(-(-len(chosen) // stretch))
+            if stretch > 1:
+                order = (order[:, None] * stretch + np.arange(stretch)).reshape(-1)
+                order = order[order < len(chosen)]
+            per = max(1, 16 * size // max(1, round(float(self["r_rows"][chosen].mean()))))
+            order = np.concatenate(
+                [part[np.argsort(like[part], kind="stable")] for part in np.split(order, range(per, len(order), per))]
+            )
+        chosen = chosen[order]
+        ends = np.cumsum(self["r_rows"][chosen])
+        cuts = np.searchsorted(ends, np.arange(size, ends[-1] + size, size), side="left") + 1
+        parts = [p for p in np.split(chosen, np.unique(np.minimum(cuts, len(chosen)))) if len(p)]
+        return parts if generator is None else [parts[i] for i in _near(len(parts), stretch, generator)]
+
     def batches(
         self, size: int = 1024, requests: NDArray[np.int64] | None = None, generator: np.random.Generator | None = None
     ) -> Iterator[Batch]:
-        """Batches of about `size` rows of whole requests. With a generator shuffled, requests of like sizes together
-        (little padding).
-        """
-        chosen = np.arange(self.requests) if requests is None else requests
-        chosen = chosen[self["r_rows"][chosen] > 0]
-        like = np.ceil(np.log2(np.maximum(self["r_rows"], 1))) * 1000 + self["r_groups"]
-        if generator is None:
-            chosen = chosen[np.argsort(like[chosen], kind="stable")]
-        else:
-            chosen = generator.permutation(chosen)
-            per = max(1, 16 * size // max(1, round(float(self["r_rows"][chosen].mean())) if len(chosen) else 1))
-            chosen = np.concatenate(
-                [part[np.argsort(like[part], kind="stable")] for part in np.split(chosen, range(per, len(chosen), per))]
-            )
-        ends = np.cumsum(self["r_rows"][chosen])
-        cuts = np.searchsorted(ends, np.arange(size, (ends[-1] if len(ends) else 0) + size, size), side="left") + 1
-        parts = [p for p in np.split(chosen, np.unique(np.minimum(cuts, len(chosen)))) if len(p)]
-        if generator is not None:
-            parts = [parts[i] for i in generator.permutation(len(parts))]
-        for part in parts:
+        """The batches of `parts`, of all requests where none are named."""
+        for part in self.parts(size, np.arange(self.requests) if requests is None else requests, generator):
             yield self.collate(part)
 
     def collate(self, requests: NDArray[np.int64]) -> Batch:
@@ -214,30 +226,40 @@ class TrainingRows:
             x[name] = scatter(self[name][rows], c_slot, b, c)
         x["c_group"] = scatter(self["c_group"][rows], c_slot, b, c, fill=self.spec.groups)
         lengths = self["g_len"][groups]
+        before = np.r_[0, np.cumsum(lengths, dtype=np.int64)]
+        own_first = np.cumsum(n) - n  # number of each request's first group in this batch
+        start = before[:-1] + np.repeat(at["events"][requests] - before[own_first], n)  # of each group's events
         # the groups that are some candidate's own: their numbers within this batch, and whose
         own = np.flatnonzero(x["c_group"].reshape(-1) < np.repeat(n, c))
-        own_groups = (np.cumsum(n) - n)[own // c] + x["c_group"].reshape(-1)[own]
+        own_groups = own_first[own // c] + x["c_group"].reshape(-1)[own]
         place = np.zeros(len(groups), np.int64)
         encoded, owned, low = [], [], -1
-        for high in length_steps(int(lengths.max(initial=0)), (1, 2, 4, 8)):
+        for high in length_steps(int(lengths.max(initial=0)), STEPS):
             some = np.flatnonzero((lengths > low) & (lengths <= high))
             place[some] = np.arange(len(some))
             here = (lengths[own_groups] > low) & (lengths[own_groups] <= high)
             low = high
             if len(some):
-                encoded.append(GroupRows(torch.from_numpy(slot[some]), self.events_of(groups[some], high)))
+                encoded.append(GroupRows(torch.from_numpy(slot[some]), self.events_of(groups[some], start[some], high)))
                 owned.append((torch.from_numpy(place[own_groups[here]]), torch.from_numpy(own[here])))
         labels = scatter(self["label"][rows].astype(np.float32), c_slot, b, c, fill=-1)
         return Batch(
             TrainBatch(encoded, owned, {k: torch.from_numpy(v) for k, v in x.items()}),
             {h: torch.from_numpy(labels[..., i]) for i, h in enumerate(("ctr", *self.heads))},
             torch.from_numpy(scatter(rows, c_slot, b, c, fill=-1)),
+            self._seen(rows, c_slot, b, c),
         )
 
-    def events_of(self, groups: NDArray[np.int64], length: int) -> dict[str, Tensor]:
-        """The e_* (e_id too) and g_stat of some groups, padded to `length` events."""
+    def _seen(self, rows: NDArray[np.int64], slot: NDArray[np.int64], b: int, c: int) -> dict[str, Tensor] | None:
+        if "seen" not in self.columns:
+            return None
+        padded = scatter(self["seen"][rows], slot, b, c, fill=1)
+        return {h: torch.from_numpy(padded[..., i]) for i, h in enumerate(self.heads)}
+
+    def events_of(self, groups: NDArray[np.int64], start: NDArray[np.int64], length: int) -> dict[str, Tensor]:
+        """The e_* (e_id too) and g_stat of some groups, whose events begin at `start`, padded to `length` events."""
         mask = np.arange(length) < self["g_len"][groups][:, None]
-        events = np.where(mask, self.offsets()["g_len"][groups][:, None] + np.arange(length), 0)
+        events = np.where(mask, start[:, None] + np.arange(length), 0)
         x: dict[str, Array] = {"e_mask": mask, "g_stat": self["g_stat"][groups].astype(np.float32)}
         for name in ("e_item", "e_cls", "e_time", "e_dwell", "e_hour"):
             column = self[name]
@@ -251,11 +273,33 @@ class TrainingRows:
     def save(self, directory: Path) -> None:
         """Write a folder of .npy files with rows.json."""
         directory.mkdir(parents=True, exist_ok=True)
+        (directory / "rows.json").unlink(missing_ok=True)
         for name, column in self.columns.items():
             np.save(directory / f"{name}.npy", column.view())
+        self._mark(directory)
+
+    def _mark(self, directory: Path) -> None:
         (directory / "rows.json").write_text(
             json.dumps({"format": 1, "spec": asdict(self.spec), "heads": self.heads}) + "\n"
         )
+
+    def finish(self) -> TrainingRows:
+        """The set, ready to be read: itself, or what was written to its directory."""
+        if self.directory is None:
+            return self
+        for column in self._files.values():
+            column.close()
+        self._mark(self.directory)
+        return TrainingRows.load(self.directory)
+
+    def check(self) -> None:
+        """ValueError where the columns don't fit one another."""
+        n = {"r": self.requests, "g": int(self["r_groups"].sum()), "s": int(self["r_short"].sum())}
+        n |= {"c": int(self["r_rows"].sum()), "e": int(self["g_len"].sum())}
+        per = {"u_dense": "r", "x_cat": "r", "label": "c"}
+        for name in self.columns:
+            if len(self[name]) != n[per.get(name, name[0])]:
+                raise ValueError(f"{name} holds {len(self[name])} rows, {n[per.get(name, name[0])]} belong there")
 
     @classmethod
     def load(cls, directory: Path, expected: InputSpec | None = None) -> TrainingRows:
@@ -265,7 +309,8 @@ class TrainingRows:
             made = cls(InputSpec.of(meta["spec"]), meta["heads"])
             for name in made.columns:
                 made.columns[name] = Column.of(np.load(directory / f"{name}.npy", mmap_mode="c"))
-        except (OSError, ValueError, KeyError, TypeError) as e:
+            made.check()
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as e:
             raise InputError(
                 f"{directory} is not a training set ({e}): make it again with `stream-dmgin train --rows`"
             ) from e
@@ -276,17 +321,9 @@ class TrainingRows:
         return made
 
 
-def spans(starts: NDArray[np.int64], counts: Array) -> NDArray[np.int64]:
-    """start, start + 1, ... (count of them) of each pair, one after another."""
-    counts = counts.astype(np.int64)
-    ends = np.cumsum(counts)
-    total = int(ends[-1]) if len(ends) else 0
-    found: NDArray[np.int64] = np.arange(total, dtype=np.int64) + np.repeat(starts - ends + counts, counts)
-    return found
-
-
-def scatter(values: Array, slots: NDArray[np.int64], b: int, width: int, fill: float = 0) -> Array:
-    """Values [n,...] at `slots` of a [b,width,...] array."""
-    out = np.full((b * width, *values.shape[1:]), fill, values.dtype)
-    out[slots] = values
-    return out.reshape(b, width, *values.shape[1:])
+def _near(n: int, stretch: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """A shuffle of n batches; where stretches are read, those of one window (16) stay close in time."""
+    if stretch == 1:
+        return generator.permutation(n)
+    windows = [w + generator.permutation(min(16, n - w)) for w in range(0, n, 16)]
+    return np.concatenate([windows[i] for i in generator.permutation(len(windows))])

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 
-from stream_dmgin.errors import InputError
+from stream_dmgin.errors import InputError, StreamDmginError
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.models import ragged
 from stream_dmgin.models.calibration import sigmoid
 from stream_dmgin.models.dmgin import DMGIN
 from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.scoring.graphs import example_inputs
-from stream_dmgin.training import loop
-from stream_dmgin.training.metrics import auc, ece
+from stream_dmgin.training import loop, objective
+from stream_dmgin.training.curve import plot, write_curve
+from stream_dmgin.training.metrics import auc, ece, logloss
 from stream_dmgin.training.rows import TrainingRows
 
 SPEC = InputSpec(
@@ -112,25 +115,127 @@ def test_training_learns_and_calibrates_and_repeats_itself() -> None:
 
 
 def test_a_resumed_run_ends_where_the_whole_one_does(
-    filled: tuple[TrainingRows, list[dict[str, np.ndarray]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    filled: tuple[TrainingRows, list[dict[str, np.ndarray]]], tmp_path: Path
 ) -> None:
     rows, _ = filled
     learn, judge = rows.between(0, 7000), rows.between(7000, 10000)
-    whole = loop.train(CONFIG, rows, learn, rows, judge, OPTIONS)
+    taken: list[int] = []
+    whole = loop.train(CONFIG, rows, learn, rows, judge, OPTIONS, progress=lambda done, steps: taken.append(done))
+    path, epoch = tmp_path / "c.pt", taken[-1] // 2
 
     class Stop(Exception):
         pass
 
-    def stop(point: loop.Point) -> None:
-        if point.epoch > 1.0:
-            raise Stop
+    def stop_at(step: int) -> Callable[[int, int], None]:
+        def stop(done: int, steps: int) -> None:
+            if done == step:
+                raise Stop
 
-    with pytest.raises(Stop):
-        loop.train(CONFIG, rows, learn, rows, judge, OPTIONS, tmp_path / "c.pt", stop)
-    resumed = loop.train(CONFIG, rows, learn, rows, judge, OPTIONS, tmp_path / "c.pt")
-    assert [p.valid_logloss for p in resumed.curve] == [p.valid_logloss for p in whole.curve]
-    with pytest.raises(InputError, match="other options"):
-        loop.train(CONFIG, rows, learn, rows, judge, replace(OPTIONS, lr=1e-2), tmp_path / "c.pt")
+        return stop
+
+    for step in (epoch - 1, epoch + 1, taken[-1] - 1):  # in the first epoch, right after it, and in the second
+        with pytest.raises(Stop):
+            loop.train(CONFIG, rows, learn, rows, judge, OPTIONS, path, checkpoint_steps=2, progress=stop_at(step))
+    resumed = loop.train(CONFIG, rows, learn, rows, judge, OPTIONS, path, checkpoint_steps=2)
+    assert [replace(p, seconds=0) for p in resumed.curve] == [replace(p, seconds=0) for p in whole.curve]
+    for name, wanted in whole.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], wanted), name
+    for change in ({"options": replace(OPTIONS, lr=1e-2)}, {"config": replace(CONFIG, width=8)}, {"learn": learn[1:]}):
+        c = {"config": CONFIG, "learn": learn, "options": OPTIONS} | change
+        with pytest.raises(InputError, match=r"was written with other (options|config|requests): give the same"):
+            loop.train(c["config"], rows, c["learn"], rows, judge, c["options"], path)
+
+
+def test_a_damaged_checkpoint_is_refused(
+    filled: tuple[TrainingRows, list[dict[str, np.ndarray]]], tmp_path: Path
+) -> None:
+    rows, _ = filled
+    learn, judge = rows.between(0, 7000), rows.between(7000, 10000)
+    path, options = tmp_path / "c.pt", replace(OPTIONS, epochs=1)
+    loop.train(CONFIG, rows, learn, rows, judge, options, path)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (whole[:-100], bytes(flipped), b"", b"no checkpoint at all"):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"is damaged.*delete it to start anew"):
+            loop.train(CONFIG, rows, learn, rows, judge, options, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]  # no halves are left
+
+
+def test_the_order_inside_a_list_is_learned_beside_the_click() -> None:
+    spec = replace(SPEC, groups=2, events=2, short=2)
+    rows, r = TrainingRows(spec, ()), np.random.default_rng(4)
+    for i in range(20):
+        x = example_inputs(spec, 60, 6, seed=i)
+        x["c_mask"] = np.arange(6) < r.integers(2, 7, 60)[:, None]
+        z = np.where(x["c_mask"], 2.0 * x["c_dense"][..., 0], -np.inf)
+        one = (z + r.gumbel(size=z.shape)).argmax(1)  # one click a list
+        rows.append(x, (np.arange(6) == one[:, None]).astype(np.int8), np.full(60, i * 1000), np.arange(60) + 60 * i)
+    learn, judge = rows.between(0, 14000), rows.between(14000, 20000)
+    config, options = replace(CONFIG, spec=spec, heads=()), replace(OPTIONS, epochs=4, order=0.0, lr=5e-3)
+    fitted = loop.train(config, rows, learn, rows, judge, replace(options, lists=1.0))
+    assert fitted.network.config == config and fitted.list_weight >= 0  # one output again
+    p = fitted.calibration.apply("ctr", fitted.logits(rows, judge))
+    assert logloss(rows.labels()[rows.rows_of(judge)], p) == pytest.approx(fitted.best.valid_logloss, abs=2e-3)
+    assert fitted.best.valid_auc > 0.7
+    single = TrainingRows(spec, ())  # lists of one have no order: no second output
+    single.append(
+        {**x, "c_mask": np.arange(6) < np.ones((60, 1))}, np.tile([[1], [0]], (30, 6)), np.zeros(60), np.zeros(60)
+    )
+    some = np.arange(60)
+    assert loop.train(config, single, some, single, some, replace(options, epochs=1, lists=1.0)).list_weight == 0
+
+
+def test_the_weight_of_the_second_output_is_the_one_that_serves_best() -> None:
+    r = np.random.default_rng(1)
+    a, b = r.normal(size=(2, 20_000))
+    y = (r.random(20_000) < sigmoid(0.8 * (a + 0.6 * b) - 1)).astype(np.int8)
+    assert objective.list_weight(a, b, y) == pytest.approx(0.6, abs=0.06)
+    assert objective.list_weight(a, -b, y) == 0.0 and objective.list_weight(a, b, np.zeros(20_000, np.int8)) == 0.0
+
+
+def test_blending_two_outputs_is_one_output_of_their_sum() -> None:
+    torch.manual_seed(1)
+    network = DMGIN(objective.with_lists(CONFIG)).eval()
+    for p in network.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.2)
+    x = {k: torch.from_numpy(v) for k, v in example_inputs(SPEC, 4, 3).items()}
+    with torch.inference_mode():
+        both = network(x)
+        one = objective.blended(network, 0.7, DMGIN).eval()(x)
+    torch.testing.assert_close(one["ctr"], both["ctr"] + 0.7 * both[objective.LISTS], rtol=0, atol=1e-5)
+    torch.testing.assert_close(one["order"], both["order"], rtol=0, atol=1e-6)
+    assert objective.LISTS not in one
+
+
+def test_inputs_that_are_no_numbers_are_refused() -> None:
+    x = example_inputs(SPEC, 3, 2)
+    x["c_dense"][1, 0, 2] = np.nan
+    labels = (np.zeros((3, 2), np.int8), np.arange(3), np.arange(3))
+    with pytest.raises(InputError, match=f"input {SPEC.candidate_features[2]} is not finite"):
+        TrainingRows(SPEC).append(x, *labels)
+    x["c_mask"][1] = False  # padding may be anything
+    TrainingRows(SPEC).append(x, *labels)
+
+
+def test_a_run_that_diverges_says_so(filled: tuple[TrainingRows, list[dict[str, np.ndarray]]]) -> None:
+    rows, _ = filled
+    learn, judge = rows.between(0, 7000), rows.between(7000, 10000)
+    with pytest.raises(StreamDmginError, match="the loss is no number any more at step"):
+        loop.train(CONFIG, rows, learn, rows, judge, replace(OPTIONS, lr=1e30, epochs=4))
+
+
+def test_the_curve_as_table_and_picture(tmp_path: Path) -> None:
+    points = [loop.Point(i, i / 2, 0.5 / i if i > 1 else float("nan"), 0.6 / i, 0.7, 1.0) for i in range(1, 5)]
+    write_curve(tmp_path / "curve.csv", points)
+    assert len((tmp_path / "curve.csv").read_text().splitlines()) == 5
+    svg = ElementTree.parse(tmp_path / "curve.svg").getroot()
+    assert len(svg.findall("{http://www.w3.org/2000/svg}polyline")) == 2
+    assert "nan" not in (tmp_path / "curve.svg").read_text()
+    for few in ([], points[:1]):
+        ElementTree.fromstring(plot(few))
 
 
 def test_missing_labels_count_nowhere() -> None:

@@ -1,0 +1,38 @@
+"""How a network is trained, and what one validation found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train. Weights of the terms of the loss (`training/objective.py`): `order`, `lists`, `heads`; `table_decay`: weight
+    decay of the hash tables.
+    """
+
+    epochs: int = 4
+    batch: int = 1024
+    lr: float = 1e-3
+    decay: float = 1e-2
+    table_decay: float = 1.0
+    order: float = 0.1
+    lists: float = 0.0  # of the second output that learns the order inside a list and is blended in; 0: none
+    heads: float = 0.2
+    average: float = 0.998  # decay of the running mean of the weights, which is what is evaluated and kept
+    checks: int = 2  # validations an epoch
+    patience: int = 4  # validations without a gain before stopping
+    seed: int = 1
+    stretch: int = 1  # requests read from the folder in one piece; more for a set larger than memory (`rows.parts`)
+
+
+@dataclass
+class Point:
+    """One validation."""
+
+    step: int
+    epoch: float
+    train_loss: float
+    valid_logloss: float
+    valid_auc: float
+    seconds: float
