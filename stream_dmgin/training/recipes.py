@@ -1,15 +1,32 @@
-"""How each log is trained: sizes of the inputs, of the model, and of the training, chosen on valid days."""
+"""How each log is trained: sizes of the inputs, of the model, and of the training, chosen on valid days.
+
+A recipe is a TOML file with the tables `inputs`, `model`, `training` and `trees`; what it doesn't name keeps its default. Those that
+come with the product lie in `models/recipes/`, by the name of the dataset.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 from stream_dmgin.datasets.form import Meta
-from stream_dmgin.errors import UsageError
+from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.features.spec import BLOCKS, InputSpec
+from stream_dmgin.models.registry import search_path
 from stream_dmgin.models.trunk import DMGINConfig
-from stream_dmgin.training.loop import Options
+from stream_dmgin.training.options import Options
 from stream_dmgin.training.trees import TreeOptions
+
+GENERAL = "general"
+TABLES = ("inputs", "model", "training", "trees")
+OF_THE_LOG = ("spec", "heads", "item_numbers", "seed")  # said by the log, or for each run
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,10 +58,72 @@ def with_blocks(recipe: Recipe, blocks: tuple[str, ...]) -> Recipe:
 
 
 def of(meta: Meta) -> Recipe:
-    """The recipe of a log, by the name of its dataset; a general one for logs without their own."""
-    numbers, heads = tuple(meta.item_numbers), tuple(meta.heads)
-    if meta.dataset == "kuairand":
-        spec = InputSpec(groups=32, events=16, short=32, item_buckets=16384, item_numbers=numbers, blocks=BLOCKS)
-        return Recipe(DMGINConfig(spec, heads), Options(epochs=3))
-    spec = InputSpec(groups=48, events=16, short=32, item_buckets=16384, item_numbers=numbers)
-    return Recipe(DMGINConfig(spec, heads), Options())
+    """The recipe of a log, by the name of its dataset; the general one for logs without their own."""
+    known = shipped()
+    return read(known[meta.dataset if meta.dataset in known else GENERAL], meta)
+
+
+def shipped() -> dict[str, Path]:
+    """Recipes on the search path of models, by name; a file of an earlier place hides those of later ones."""
+    found: dict[str, Path] = {}
+    for root in search_path():
+        for path in sorted((root / "recipes").glob("*.toml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def find(name_or_file: str) -> Path:
+    """The file of a recipe, by its name or path. Raises UsageError."""
+    if Path(name_or_file).is_file():
+        return Path(name_or_file)
+    known = shipped()
+    if name_or_file not in known:
+        raise UsageError(
+            f"recipe {name_or_file!r} is not known: give a TOML file, or one of {', '.join(sorted(known))}"
+        )
+    return known[name_or_file]
+
+
+def read(path: Path, meta: Meta) -> Recipe:
+    """A recipe for this log. InputError where the file can't be used: it names the key and the fix."""
+    try:
+        given = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise InputError(f"{path} is no recipe: {e}") from e
+    if not set(given) <= set(TABLES):
+        raise InputError(
+            f"{path}: {_all(set(given) - set(TABLES))} not known: a recipe has the tables {', '.join(TABLES)}"
+        )
+    spec = replace(_made(path, "inputs", InputSpec(), given), item_numbers=tuple(meta.item_numbers))
+    config = replace(_made(path, "model", DMGINConfig(), given), spec=spec, heads=tuple(meta.heads))
+    return Recipe(config, _made(path, "training", Options(), given), _made(path, "trees", TreeOptions(), given))
+
+
+def _made(path: Path, table: str, default: T, given: Mapping[str, Any]) -> T:
+    """The defaults of a table with the given values in their places."""
+    values = given.get(table, {})
+    may = {f.name: getattr(default, f.name) for f in dataclasses.fields(default) if f.name not in OF_THE_LOG}  # type: ignore[arg-type]
+    if not isinstance(values, dict) or not set(values) <= set(may):
+        wrong = set(values) - set(may) if isinstance(values, dict) else {table}
+        raise InputError(f"{path}: {_all({f'{table}.{k}' for k in wrong})} not known: name some of {', '.join(may)}")
+    fitting: dict[str, Any] = {}
+    for key, value in values.items():
+        kind = (
+            float if may[key] is None else type(may[key])
+        )  # what is None by default is a number that is chosen otherwise
+        fits = isinstance(value, list) if kind is tuple else type(value) in ((int, float) if kind is float else (kind,))
+        if not fits:
+            raise InputError(f"{path}: {table}.{key} = {value!r} can't be used: give one like {_shown(may[key])}")
+        fitting[key] = tuple(value) if kind is tuple else kind(value)
+    try:
+        return replace(default, **fitting)  # type: ignore[type-var]
+    except ValueError as e:
+        raise InputError(f"{path}: {table}: {e}") from e
+
+
+def _shown(value: Any) -> str:
+    return repr(list(value)) if isinstance(value, tuple) else json.dumps(value)
+
+
+def _all(names: set[str]) -> str:
+    return ", ".join(sorted(names)) + (" is" if len(names) == 1 else " are")
