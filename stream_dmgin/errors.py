@@ -9,6 +9,7 @@ StreamDmginError                      1   a check found a difference, or a failu
 │   ├── LogUnavailable                3
 │   └── StoreBusy                     3   another process holds the store
 ├── RecordError                       -   one record is malformed: it goes to the dead letters, the worker goes on
+├── StoreDamaged                      1   RocksDB can't read what it wrote: the disk, or somebody, changed a file
 └── Fenced                            1   this member lost its partitions: it must write nothing more
 """
 
@@ -59,6 +60,10 @@ class LogUnavailable(UnavailableError):
 
 class StoreBusy(UnavailableError):
     """Another process holds the store."""
+
+
+class StoreDamaged(StreamDmginError):
+    """RocksDB finds that a file of a store is not what it wrote."""
 
 
 class RecordError(StreamDmginError):

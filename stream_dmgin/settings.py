@@ -108,7 +108,7 @@ SETTINGS = (
     Setting("worker.disk_free_percent", float, 0.0, "the same as a share of the disk, %; the larger of the two counts",
             lambda v: 0 <= v < 100, "give a share from 0 to 100"),
     Setting("snapshot.to", str, "",
-            "where snapshots of the state are kept: a directory, or a URL that fsspec knows, as s3://BUCKET/PATH (default: nowhere)"),
+            "where snapshots of the state are kept: a directory, s3://BUCKET/PATH, or another URL that fsspec knows (default: nowhere)"),
     Setting("snapshot.every_s", float, 900.0, "seconds between two snapshots that a worker takes by itself; 0: none",
             lambda v: v == 0 or 1 <= v <= 604_800, "give seconds from 1 to 604800, or 0"),
     Setting("snapshot.keep", int, 4, "snapshots kept of each partition, the newest ones", lambda v: 1 <= v <= 10_000,

@@ -12,7 +12,7 @@ from stream_dmgin.state import entry, layout
 from stream_dmgin.state import layout as at_
 from stream_dmgin.state.hash import ADDRESS_OF_BYTES
 from stream_dmgin.state.memory import Memory
-from stream_dmgin.state.rows import base_key, delta_keys, spill_keys
+from stream_dmgin.state.rows import base_key, check_end, delta_keys, get_rows, spill_keys
 
 
 class ColdUsers:
@@ -32,7 +32,7 @@ class ColdUsers:
         assert self._db is not None
         S = self._mem.S
         ids = [self._mem.user_id(int(u)) for u in slots]
-        bases = self._db.get([base_key(i) for i in ids])
+        bases = get_rows(self._db, [base_key(i) for i in ids])
         known = [(int(u), i, b) for u, i, b in zip(slots, ids, bases, strict=True) if b is not None]
         if len(known) < len(ids):
             new = np.array([u for u, b in zip(slots, bases, strict=True) if b is None], np.int64) * at_.UW
@@ -46,7 +46,7 @@ class ColdUsers:
         """Load those of these users that the store has."""
         if self._db is None or self.all_cached:
             return
-        bases = self._db.get([base_key(i) for i in ids])
+        bases = get_rows(self._db, [base_key(i) for i in ids])
         known = []
         for i, b in {i: b for i, b in zip(ids, bases, strict=True) if b is not None}.items():
             while True:
@@ -111,16 +111,17 @@ class ColdUsers:
             rows.seek(prefix)
             while rows.valid() and (key := rows.key()).startswith(prefix):
                 if len(key) != len(prefix) + 1:  # of a user whose id goes on with a NUL: there may be many of them
-                    mine = [row for row in self._db.get(delta_keys(i)) if row is not None]
+                    mine = [row for row in get_rows(self._db, delta_keys(i)) if row is not None]
                     break
                 mine.append(rows.value())
                 rows.next()
+            check_end(rows, self._db)
             out.append(mine)
         return out
 
     def _pages(self, user_id: bytes, pages: int) -> NDArray[np.int64]:
         assert self._db is not None
-        rows = self._db.get(spill_keys(user_id, pages)) if pages else []
+        rows = get_rows(self._db, spill_keys(user_id, pages)) if pages else []
         return np.frombuffer(b"".join(r for r in rows if r), np.int64)
 
     def load_spill(self, u: int) -> None:

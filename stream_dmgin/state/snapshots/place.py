@@ -1,4 +1,4 @@
-"""Where snapshots are kept: any location that fsspec knows (a directory, s3://, memory://), and what lies where in it.
+"""Where snapshots are kept: a directory, S3-compatible objects, or any other location that fsspec knows, and what lies where in it.
 
     p00003/ID.json              manifest of one snapshot of one partition
     p00003/blobs/SHA256         one file of a store; each content once, shared by the snapshots of the partition
@@ -19,6 +19,7 @@ from typing import Any
 
 from stream_dmgin.errors import ConfigError, UnavailableError
 from stream_dmgin.state.snapshots.manifest import Manifest
+from stream_dmgin.state.snapshots.s3 import SCHEMES, S3
 
 GROUPS = "groups"
 BLOBS = "blobs"
@@ -42,8 +43,9 @@ class Place:
         from fsspec.implementations.local import LocalFileSystem
 
         self.url = url
+        self._fs: Any
         try:
-            self._fs, self._base = url_to_fs(url)
+            self._fs, self._base = (S3(url), "") if url.startswith(SCHEMES) else url_to_fs(url)
         except ImportError as e:
             raise ConfigError(
                 setting, url, f"{e}. For s3://: pip install 'stream-dmgin[s3]'; others: see fsspec"
@@ -54,7 +56,7 @@ class Place:
             ) from None
         self._base = str(self._base).rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
-        self._has_folders = not isinstance(self._fs, AsyncFileSystem)  # s3fs would make a bucket of a mistyped name
+        self._has_folders = not isinstance(self._fs, (S3, AsyncFileSystem))  # some would make a bucket of a mistyped name
 
     # Manifests
 
@@ -124,7 +126,7 @@ class Place:
     # Inside
 
     def _at(self, path: str) -> str:
-        return f"{self._base}/{path}" if path else self._base
+        return f"{self._base}/{path}".lstrip("/" if isinstance(self._fs, S3) else "") if path else self._base
 
     def _list(self, path: str) -> list[tuple[str, int]]:
         """(name, bytes) of what lies in a folder; nothing where it doesn't exist."""
@@ -166,7 +168,8 @@ class Place:
         except FileNotFoundError:
             raise Missing(f"{self.url}/{path.lstrip('/')} is missing") from None
         except Exception as e:  # each location has errors of its own
-            raise SnapshotsUnavailable(f"{self.url}/{path.lstrip('/')}: {type(e).__name__}: {e}") from e
+            reason = str(e).partition("\n\nDebug source")[0]  # obstore's errors go on for a page
+            raise SnapshotsUnavailable(f"{self.url}/{path.lstrip('/')}: {type(e).__name__}: {reason}") from e
 
 
 def _folder(partition: int) -> str:
