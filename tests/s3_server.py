@@ -97,7 +97,9 @@ class Handler(BaseHTTPRequestHandler):
         payload = self.headers["x-amz-content-sha256"]
         if payload not in ("UNSIGNED-PAYLOAD", hashlib.sha256(body).hexdigest()):
             return False
-        pairs = sorted((quote(k, safe="-_.~"), quote(v, safe="-_.~")) for k, v in parse_qsl(query, keep_blank_values=True))
+        pairs = sorted(
+            (quote(k, safe="-_.~"), quote(v, safe="-_.~")) for k, v in parse_qsl(query, keep_blank_values=True)
+        )
         headers = "".join(f"{h}:{' '.join(self.headers[h].split())}\n" for h in m[4].split(";"))
         canonical = "\n".join(
             [self.command, path, "&".join(f"{k}={v}" for k, v in pairs), headers, m[4], payload]
@@ -149,7 +151,8 @@ class Handler(BaseHTTPRequestHandler):
             id_ = f"u{time.monotonic_ns()}"
             s.parts[id_] = {}
             return self.answer(
-                200, f"<InitiateMultipartUploadResult><UploadId>{id_}</UploadId></InitiateMultipartUploadResult>".encode()
+                200,
+                f"<InitiateMultipartUploadResult><UploadId>{id_}</UploadId></InitiateMultipartUploadResult>".encode(),
             )
         if self.command == "PUT" and "uploadId" in query:
             s.parts[query["uploadId"]][int(query["partNumber"])] = body

@@ -17,14 +17,16 @@ from typing import Any
 from stream_dmgin.log.broker import LocalKafka
 from tests.chaos.checks import Findings, answered, check
 from tests.chaos.fleet import CLI, ROOT, Fleet, Member, environment
+from tests.chaos.slow_disk import SlowDisk
 from tests.chaos.traffic import Traffic, groups
 
 PARTITIONS = 6
 SETTLE_S = 180.0  # for the last answers, once nothing fails any more
 # weight of each accident
-ACCIDENTS = {"kill": 60, "pause": 14, "leave": 12, "kill all": 2, "full disk": 3, "no snapshots": 6}
+ACCIDENTS = {"kill": 60, "pause": 14, "leave": 12, "kill all": 2, "full disk": 3, "slow disk": 8, "no snapshots": 6}
 NO_SNAPSHOTS_S = 5.0
 FULL_S = 4.0
+SLOW_S = 10.0
 
 
 @dataclass
@@ -44,6 +46,9 @@ class Plan:
     snapshots: bool = False  # workers take snapshots every few seconds, of a place that fails now and then
     small_disk: bool = (
         False  # data directories on a small file system that fills up now and then (needs the right to mount)
+    )
+    slow_disk: bool = (
+        False  # data directories on a disk that is slow now and then (needs root: tests/chaos/slow_disk.py)
     )
     must_kill: int = 0  # go on until so many were killed, beyond `seconds` if need be
 
@@ -73,7 +78,7 @@ def run(plan: Plan, say: Any = lambda text: None) -> Outcome:
     r = random.Random(plan.seed)
     plan.directory.mkdir(parents=True, exist_ok=True)
     done: Counter[str] = Counter()
-    with LocalKafka(plan.directory / "kafka") as kafka, _small(plan):
+    with LocalKafka(plan.directory / "kafka") as kafka, _small(plan), _slow(plan) as slow:
         port = int(kafka.bootstrap.rsplit(":", 1)[1])
         prefix = "chaos."
         own = ["--log", "kafka://" + kafka.bootstrap, "--prefix", prefix]
@@ -85,8 +90,10 @@ def run(plan: Plan, say: Any = lambda text: None) -> Outcome:
             for m in fleet.members:
                 m.start()
             traffic.start()
-            _accidents(plan, r, fleet, kafka, port, done, say)
+            _accidents(plan, r, fleet, kafka, port, done, say, slow)
             say("no more accidents")
+            if slow is not None:
+                slow.throttle(0.0)
             traffic.stop()
             _settle(fleet, kafka.bootstrap, prefix, traffic, say)
             codes = fleet.stop()
@@ -117,6 +124,11 @@ def _small(plan: Plan) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(at)], check=True)
 
 
+def _slow(plan: Plan) -> contextlib.AbstractContextManager[SlowDisk | None]:
+    """The disk that can be slow, where the plan wants one."""
+    return SlowDisk(plan.directory / "slow") if plan.slow_disk else contextlib.nullcontext()
+
+
 def _groups(plan: Plan) -> list[str]:
     path = plan.directory / "groups.csv"
     if not path.exists():
@@ -127,7 +139,11 @@ def _groups(plan: Plan) -> list[str]:
 def _fleet(plan: Plan, own: list[str]) -> Fleet:
     members = []
     for k in range(plan.workers):
-        data = plan.directory / ("small" if plan.small_disk else "") / ("data" if plan.shared else f"data{k}")
+        data = (
+            plan.directory
+            / ("small" if plan.small_disk else "slow" if plan.slow_disk else "")
+            / ("data" if plan.shared else f"data{k}")
+        )
         args = [*own, "--data-dir", str(data), *_groups(plan), *plan.args]
         env = environment(**{key: v.format(k=k) for key, v in plan.env.items()})
         if plan.snapshots:
@@ -145,23 +161,37 @@ def _cli(env: dict[str, str], *args: str) -> str:
 
 
 def _accidents(
-    plan: Plan, r: random.Random, fleet: Fleet, kafka: LocalKafka, port: int, done: Counter[str], say: Any
+    plan: Plan,
+    r: random.Random,
+    fleet: Fleet,
+    kafka: LocalKafka,
+    port: int,
+    done: Counter[str],
+    say: Any,
+    slow: SlowDisk | None,
 ) -> None:
     end = time.monotonic() + plan.seconds
     hard_end = end + max(plan.seconds, 120.0)
+    kinds = {k: weight for k, weight in ACCIDENTS.items() if k != "slow disk" or slow is not None}
     following = time.monotonic() + 8.0  # the first ones come up
     broker_at = time.monotonic() + r.uniform(*plan.broker_s)
     while (now := time.monotonic()) < end or (done["kill"] < plan.must_kill and now < hard_end):
         fleet.tend(now)
+        if slow is not None and slow.until and now >= slow.until:
+            slow.throttle(0.0)
         if now >= broker_at:
             broker_at = now + r.uniform(*plan.broker_s)
             _accident("broker", r, fleet, kafka, port, now)
             done["broker"] += 1
             say(f"broker ({dict(done)})")
         if now >= following:
-            what = r.choices(list(ACCIDENTS), list(ACCIDENTS.values()))[0]
+            what = r.choices(list(kinds), list(kinds.values()))[0]
             if what == "full disk" or what == "no snapshots":
                 done[what] += _spoil(plan, what)
+            elif what == "slow disk":
+                if slow is not None and not slow.until:
+                    slow.throttle(now + SLOW_S)  # the others go on meanwhile
+                    done[what] += 1
             elif _accident(what, r, fleet, kafka, port, now):
                 done[what] += 1
                 say(f"{what} ({dict(done)})")

@@ -19,7 +19,7 @@ from typing import Any
 
 from stream_dmgin.errors import ConfigError, UnavailableError
 from stream_dmgin.state.snapshots.manifest import Manifest
-from stream_dmgin.state.snapshots.s3 import SCHEMES, S3
+from stream_dmgin.state.snapshots.s3 import S3, SCHEMES
 
 GROUPS = "groups"
 BLOBS = "blobs"
@@ -44,6 +44,7 @@ class Place:
 
         self.url = url
         self._fs: Any
+        self._base: str
         try:
             self._fs, self._base = (S3(url), "") if url.startswith(SCHEMES) else url_to_fs(url)
         except ImportError as e:
@@ -56,7 +57,9 @@ class Place:
             ) from None
         self._base = str(self._base).rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
-        self._has_folders = not isinstance(self._fs, (S3, AsyncFileSystem))  # some would make a bucket of a mistyped name
+        self._has_folders = not isinstance(
+            self._fs, (S3, AsyncFileSystem)
+        )  # some would make a bucket of a mistyped name
 
     # Manifests
 

@@ -11,10 +11,15 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
 
 SCHEMES = ("s3://", "s3a://")
-PATIENCE = timedelta(seconds=15)  # after this long a call that failed isn't tried again; a recovery tries four times, in less than stall_s
+PATIENCE = timedelta(
+    seconds=15
+)  # after this long a call that failed isn't tried again; a recovery tries four times, in less than stall_s
 BACKOFF = timedelta(milliseconds=200), timedelta(seconds=5)  # first pause, longest one
 CONNECT_S, STALL_S = 5, 20  # seconds to connect, and without a byte
 REQUEST_S = 120  # for one request: at most 5 MB up, one file down
@@ -32,8 +37,10 @@ class S3:
         if not rest.strip("/") or "@" in rest.partition("/")[0]:
             raise ValueError("give s3://BUCKET/PATH; credentials go into the environment, not into the URL")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+        config: S3Config = {"endpoint": endpoint} if endpoint else {}
         self._store = S3Store.from_url(
             url,
+            config=config,
             client_options={
                 "allow_http": endpoint.startswith("http://"), "connect_timeout": f"{CONNECT_S}s",
                 "read_timeout": f"{STALL_S}s", "timeout": f"{REQUEST_S}s",
@@ -42,7 +49,6 @@ class S3:
                 "max_retries": 20, "retry_timeout": PATIENCE,
                 "backoff": {"init_backoff": BACKOFF[0], "max_backoff": BACKOFF[1], "base": 2},
             },
-            **({"endpoint": endpoint} if endpoint else {}),
         )  # fmt: skip
 
     def invalidate_cache(self) -> None:
