@@ -161,7 +161,7 @@ def _show_plan(d: dict[str, Any]) -> str:
     would = "would be " if d["dry_run"] else ""
     lines = [f"{t['topic']}: {would}created, {t['partitions']} partitions" for t in d["created"]]
     lines += [f"{c['topic']}: {c['key']} {would}changed from {c['found']} to {c['wanted']}" for c in d["changed"]]
-    return "\n".join([*lines, f"{len(d['unchanged'])} topics are as they should be"])
+    return "\n".join([*lines, f"{len(d['unchanged'])} topics were as they should be"])
 
 
 def _line(r: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from stream_dmgin.state.ops.stores import META, Stores, store_path
 from stream_dmgin.state.snapshots.manifest import Manifest
 from stream_dmgin.state.snapshots.place import Place, SnapshotsUnavailable
 from stream_dmgin.state.snapshots.restore import restore_partition, restoring_path
+from stream_dmgin.state.snapshots.shared_maps import sweep_maps
 from stream_dmgin.state.snapshots.upload import sweep
 from stream_dmgin.worker.snapshots import snapshot
 from tests.e2e.test_state import PARTITIONS, TOPICS, USERS, World
@@ -381,3 +382,38 @@ def test_rebuild_without_its_log(world: World, tmp_path: Path) -> None:
         with pytest.raises(StreamDmginError, match="another log"):
             rebuild(Stores.of(world.data), 0, log)
     assert sorted(Stores.of(world.data).present()) == [0, 1, 2]
+
+
+def test_group_maps_that_no_manifest_names_go(world: World, url: str, tmp_path: Path) -> None:
+    done = snapshot(world.data, url, 1)
+    place, other = Place(url), tmp_path / "other"
+    mine = place.manifest(0, done["id"]).groups.sha256
+    assert set(place.group_maps()) == {f"{mine}.parquet"}
+    other.write_bytes(b"an older map")
+    place.put_groups("a" * 64, other)
+    assert snapshot(world.data, url, None)["groups_deleted"] == []  # nothing is deleted without --keep
+    assert snapshot(world.data, url, 1)["groups_deleted"] == ["a" * 64]
+    assert set(place.group_maps()) == {f"{mine}.parquet"}
+    assert not restored(url, tmp_path / "b")["problems"]
+    # one that is named between the look at the manifests and the deletion is put back
+    place.put_groups("a" * 64, other)
+    newest = place.manifest(0, place.ids(0)[0])
+
+    class Late(Place):
+        def delete_groups(self, sha256: str) -> None:
+            super().delete_groups(sha256)
+            groups = type(newest.groups)("m", "a" * 64, other.stat().st_size)
+            fields = {f: getattr(newest, f) for f in newest.__struct_fields__}
+            self.write_manifest(Manifest(**{**fields, "id": "late", "groups": groups}))
+
+    assert sweep_maps(Late(url), set()) == [] and f"{'a' * 64}.parquet" in place.group_maps()
+    if "://" not in url:
+        (Path(url) / "p00000" / "torn.json").write_text("{")
+        place.delete_manifest(0, "late")
+        assert sweep_maps(place, set()) == []  # what can't be read might name any
+
+
+def test_a_location_that_is_a_file_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SnapshotsUnavailable, match="is a file"):
+        Place(str(tmp_path / "file")).partitions()

@@ -126,6 +126,10 @@ class Place:
         """Fetch a group map. Not checked here. Raises Missing."""
         self._get(f"{GROUPS}/{sha256}.parquet", target)
 
+    def delete_groups(self, sha256: str) -> None:
+        """Delete a group map."""
+        self._delete(f"{GROUPS}/{sha256}.parquet")
+
     # Inside
 
     def _at(self, path: str) -> str:
@@ -137,8 +141,10 @@ class Place:
             self._fs.invalidate_cache()
             try:
                 found: list[dict[str, Any]] = self._fs.ls(self._at(path), detail=True)
-            except (FileNotFoundError, NotADirectoryError):
+            except FileNotFoundError:
                 return []
+            if self._local and len(found) == 1 and str(found[0]["name"]) == self._at(path):
+                raise NotADirectoryError(f"{path or self.url} is a file")
             return [(str(f["name"]).rstrip("/").rpartition("/")[2], int(f.get("size") or 0)) for f in found]
 
     def _put(self, path: str, source: Path) -> None:

@@ -13,6 +13,7 @@ from stream_dmgin.state.snapshots.hashes import Hashes
 from stream_dmgin.state.snapshots.manifest import Manifest
 from stream_dmgin.state.snapshots.place import Place
 from stream_dmgin.state.snapshots.restore import candidates
+from stream_dmgin.state.snapshots.shared_maps import sweep_maps
 from stream_dmgin.state.snapshots.upload import Told, expire, surplus, upload
 
 ToldPartition = Callable[[int, int], Told]  # (partition, bytes in all) -> hears of bytes taken care of
@@ -34,8 +35,9 @@ def upload_all(
     hashes = Hashes(directory.parent / HASHES)
     out: dict[str, Any] = {
         "id": id_, "to": place.url, "partitions": [], "users": 0, "bytes": 0, "bytes_uploaded": 0, "offsets": {},
-        "nothing_committed": [], "deleted": [],
+        "nothing_committed": [], "deleted": [], "groups_deleted": [],
     }  # fmt: skip
+    named: set[str] = set()
     for path in sorted(directory.glob("p*")):
         p = int(path.name[1:])
         facts = facts_of(path, p)
@@ -53,6 +55,9 @@ def upload_all(
         out["offsets"][str(p)] = done.manifest.offsets
         if keep is not None:
             out["deleted"] += [{"partition": p, "id": i} for i in expire(place, p, keep, spare=(id_,))]
+        named.add(done.manifest.groups.sha256)
+    if keep is not None:
+        out["groups_deleted"] = sweep_maps(place, named)
     hashes.save(path.name for path in directory.glob("p*"))
     return {**out, "seconds": round(time.monotonic() - t0, 3)}
 

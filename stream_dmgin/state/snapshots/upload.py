@@ -14,13 +14,12 @@ from pathlib import Path
 
 from stream_dmgin import topics
 from stream_dmgin.errors import FormatError, StreamDmginError
-from stream_dmgin.groups.map import GroupMap
-from stream_dmgin.state.ops.places import Maps
 from stream_dmgin.state.ops.stores import Stores
 from stream_dmgin.state.snapshots.checkpoint import Facts, files_of
-from stream_dmgin.state.snapshots.hashes import Hashes, sha256_of
-from stream_dmgin.state.snapshots.manifest import File, GroupsFile, Manifest
+from stream_dmgin.state.snapshots.hashes import Hashes
+from stream_dmgin.state.snapshots.manifest import File, Manifest
 from stream_dmgin.state.snapshots.place import Place
+from stream_dmgin.state.snapshots.shared_maps import put_map
 
 AT_ONCE = 4  # files on their way
 Told = Callable[[int], None]  # bytes that are taken care of since it was last called
@@ -69,7 +68,8 @@ def upload(
         finally:
             for j in jobs:
                 j.cancel()
-    groups, cost = _put_groups(place, stores.maps, facts.map_id or stores.unmarked)
+    map_id = facts.map_id or stores.unmarked
+    groups, cost = put_map(place, stores.maps, map_id)
     uploaded += cost
     names = [stores.prefix + t for t in topics.EVENTS]
     manifest = Manifest(
@@ -80,21 +80,8 @@ def upload(
     if not wanted():
         raise Stopped("the snapshot was given up")
     place.write_manifest(manifest)
+    put_map(place, stores.maps, map_id)  # somebody may have swept it meanwhile
     return Uploaded(manifest, uploaded)
-
-
-def _put_groups(place: Place, maps: Maps, map_id: str) -> tuple[GroupsFile, int]:
-    """Keep the group map of a store there too; and what it cost."""
-    if map_id == GroupMap.empty().id:
-        return GroupsFile(map_id, "", 0), 0
-    path = maps.file(map_id)
-    if not path.is_file():
-        maps.load(map_id)  # says so
-    file = GroupsFile(map_id, sha256_of(path), path.stat().st_size)
-    if place.group_maps().get(f"{file.sha256}.parquet") == file.size:
-        return file, 0
-    place.put_groups(file.sha256, path)
-    return file, file.size
 
 
 def surplus(place: Place, partition: int, keep: int, spare: Collection[str] = ()) -> list[str]:
