@@ -1,7 +1,8 @@
 """The quality protocol: replay once, train on the train days, choose and calibrate on the valid days, measure on the test days.
 
-Weights are fixed on the train and valid days; the state goes on to the end. The refit track fits anew every so many test
-days, on what was visible by then. Nothing of a test day chooses anything.
+Weights are fixed on the train and valid days; the state goes on to the end. The refit track fits anew before every so many test
+days, on all that was visible by then, the valid days too; what was chosen on them stays. Calibration is given twice: as fitted on the
+valid days, and followed from hour to hour by what has become visible (`online.py`). Nothing of a test day chooses anything.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -23,11 +25,14 @@ from stream_dmgin.datasets.grouping import group_map
 from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.models.calibration import fit_platt, sigmoid
+from stream_dmgin.models.segments import segment_codes
 from stream_dmgin.replay.rows import floor_rates, training_rows
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training import recipes
 from stream_dmgin.training.loop import Options, Point
 from stream_dmgin.training.metrics import Interval, ece_floor, intervals, summary
+from stream_dmgin.training.online import NEVER, Answered, follow
+from stream_dmgin.training.refit import refit
 from stream_dmgin.training.rows import TrainingRows
 from stream_dmgin.training.zoo import FLOOR, MODELS, Contender, fit
 
@@ -47,29 +52,27 @@ class Plan:
     refit_days: int = 0
     day_ms: int = 86_400_000
 
-    def folds(self) -> list[tuple[Span, Span, Span]]:
-        """(train, valid, test) of each fit. A later fit moves the valid days along, and trains on all before them."""
-        if not self.refit_days:
-            return [(self.train, self.valid, self.test)]
-        out = []
-        step, length = self.refit_days * self.day_ms, self.valid[1] - self.valid[0]
-        for start in range(self.test[0], self.test[1], step):
-            valid = (start - length, start)
-            out.append(((self.train[0], valid[0]), valid, (start, min(start + step, self.test[1]))))
-        return out
+    def steps(self) -> list[Span]:
+        """The test days as spans of one set of weights each: all of them, or `refit_days` each."""
+        step = self.refit_days * self.day_ms or self.test[1] - self.test[0]
+        return [(start, min(start + step, self.test[1])) for start in range(*self.test, step)]
 
 
 @dataclass
 class Scored:
-    """Scores of the test rows: `row` counts the source's candidates; probabilities per seed."""
+    """Scores of the test rows: `row` counts the source's candidates; probabilities per seed.
+
+    `calibrated` on the valid days, `online` from hour to hour; `frozen`: as `calibrated`, with the user-only inputs as at the user's
+    first test row. `codes`: segments (`models/segments.py`).
+    """
 
     row: NDArray[np.int64]
     label: NDArray[np.int8]
     raw: dict[int, NDArray[np.float64]] = field(default_factory=dict)
     calibrated: dict[int, NDArray[np.float64]] = field(default_factory=dict)
-    frozen: dict[int, NDArray[np.float64]] = field(
-        default_factory=dict
-    )  # user-only inputs as at the user's first test row
+    online: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    frozen: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    codes: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
 
 def days(meta: Meta, text: str, option: str) -> Span:
@@ -131,29 +134,53 @@ def evaluate_all(
         return source, out
     if rows is None:
         rows = training_rows(source, groups, recipe.spec, first, last, seen)
+    judged = np.arange(*(i - first for i in r.between(*plan.valid)))
+    stream = _stream(data, source, rows, judged, first, plan)
+    tested = np.flatnonzero(stream.ts >= plan.test[0])
     for m in learning:
-        for seed in range(1, seeds + 1):
-            out[m].raw[seed], out[m].calibrated[seed] = (np.full(len(row), np.nan) for _ in range(2))
-            if data.meta.gauc == "user":
-                out[m].frozen[seed] = np.full(len(row), np.nan)
-    for train_span, valid_span, test_span in plan.folds():
-        learn, judge, score = (
-            np.arange(a - first, b - first) for a, b in (r.between(*s) for s in (train_span, valid_span, test_span))
-        )
-        if plan.refit_days:
-            known = _visible_before(data, r.id, test_span[0])[first:last]
-            learn, judge = learn[known[learn]], judge[known[judge]]
-        mine = rows.rows_of(score) + r.first[first] - row[0]
-        for seed in range(1, seeds + 1):
-            seeded = replace(options or recipe.options, seed=seed)
-            fitted: dict[str, Contender] = {}
+        out[m].codes = {k: c[tested] for k, c in stream.codes.items()}
+    for seed in range(1, seeds + 1):
+        seeded = replace(options or recipe.options, seed=seed)
+        learned = np.arange(*(i - first for i in r.between(*plan.train)))
+        fitted: dict[str, Contender] = {}
+        for m in learning:
+            made = fit(m, recipe, rows, learned, judged, seeded, fitted, partial(_told, say, seed))
+        z = {m: np.full(len(stream.ts), np.nan) for m in learning}
+        held = {m: np.full(len(row), np.nan) for m in learning}
+        for m in learning:
+            z[m][: len(rows.rows_of(judged))] = fitted[m].logits(rows, judged)
+        for low, high in plan.steps():
+            score = np.arange(*(i - first for i in r.between(low, high)))
+            mine = rows.rows_of(score) + r.first[first] - row[0]
+            now: dict[str, Contender] = {}
             for m in learning:
-                made = fit(m, recipe, rows, learn, judge, seeded, fitted, partial(_told, say, seed))
-                z = made.logits(rows, score)
-                out[m].raw[seed][mine], out[m].calibrated[seed][mine] = sigmoid(z), made.calibration.apply("ctr", z)
+                made = fitted[m]
+                if plan.refit_days:
+                    seen_by = np.flatnonzero(_visible_before(data, r.id, low)[first:last])
+                    made = refit(m, rows, seen_by[rows["r_ts"][seen_by] < low], seeded, fitted, now)
+                z[m][tested[mine]] = made.logits(rows, score)
                 if data.meta.gauc == "user":
-                    out[m].frozen[seed][mine] = _frozen(made, rows, score)
+                    held[m][mine] = _frozen(made, rows, score)
+        for m in learning:
+            start = fitted[m].calibration
+            out[m].raw[seed], out[m].calibrated[seed] = sigmoid(z[m][tested]), start.apply("ctr", z[m][tested])
+            out[m].online[seed] = follow(replace(stream, logit=z[m]), start, *plan.test, recipe.online)[tested]
+            if data.meta.gauc == "user":
+                out[m].frozen[seed] = held[m]
     return source, out
+
+
+def _stream(
+    data: Dataset, source: DatasetSource, rows: TrainingRows, judged: NDArray[np.int64], first: int, plan: Plan
+) -> Answered:
+    """The rows of the valid and test days without their logits: what calibration can follow."""
+    r = source.requests
+    every = np.r_[judged, np.arange(*(i - first for i in r.between(*plan.test)))]
+    take, counts = rows.rows_of(every), rows["r_rows"][every]
+    visible = label_times(data, [r.id[first + i] for i in every.tolist()])
+    codes = segment_codes(rows.spec, rows["c_dense"][take], rows["u_dense"][every], rows["x_cat"][every], counts)
+    ts = np.repeat(rows["r_ts"][every], counts)
+    return Answered(ts, np.full(len(ts), np.nan), rows.labels()[take], np.repeat(visible, counts), codes)
 
 
 def _told(say: Say, seed: int, model: str, p: Point) -> None:
@@ -198,7 +225,9 @@ def measure(source: DatasetSource, scored: Scored) -> dict[str, Any]:
     """
     unit = _units(source, scored)
     result: dict[str, Any] = {}
-    for name, found in (("raw", scored.raw), ("calibrated", scored.calibrated)):
+    for name, found in (("raw", scored.raw), ("calibrated", scored.calibrated), ("online", scored.online)):
+        if not found:
+            continue
         each = []
         for seed, p in found.items():
             m = summary(scored.label, p, unit)
@@ -239,6 +268,14 @@ def _floor(
     out.raw[1], out.calibrated[1] = sigmoid(z), sigmoid(slope * z + offset)
 
 
+def label_times(data: Dataset, ids: Sequence[str]) -> NDArray[np.int64]:
+    """When the label of each request was known: its impressions and clicks all visible. NEVER where the log has none of them."""
+    events = data.events.filter(pc.is_in(data.events["topic"], pa.array(["impressions", "clicks"])))
+    last = events.group_by("request_id").aggregate([("visible_at", "max")])
+    at = dict(zip(last["request_id"].to_pylist(), last["visible_at_max"].to_pylist(), strict=True))
+    return np.fromiter((at.get(i, NEVER) for i in ids), np.int64, len(ids))
+
+
 def _visible_before(data: Dataset, ids: Sequence[str], time: int) -> NDArray[np.bool_]:
     """Whether all feedback on each request was visible before `time`."""
     late = data.events.filter(data.events["visible_at"].to_numpy() >= time)["request_id"].to_pylist()
@@ -247,8 +284,8 @@ def _visible_before(data: Dataset, ids: Sequence[str], time: int) -> NDArray[np.
 
 
 def write_scores(source: DatasetSource, scored: Scored | Mapping[str, Scored], path: Path) -> None:
-    """Parquet with one line per scored row and seed: user_id, item_id, ts, impression_id (where any), label, ctr, ctr_raw, seed;
-    for several models also `model`.
+    """Parquet with one line per scored row and seed: user_id, item_id, ts, impression_id (where any), label, ctr, ctr_raw, ctr_online,
+    seed; for several models also `model`.
     """
     several = isinstance(scored, Mapping)
     r = source.requests
@@ -260,7 +297,8 @@ def write_scores(source: DatasetSource, scored: Scored | Mapping[str, Scored], p
                 "user_id": pa.array(r.user, pa.string()).take(request),
                 "item_id": pa.array([r.item[k] for k in found.row.tolist()], pa.string()),
                 "ts": r.ts[request.to_numpy()], "label": found.label,
-                "ctr": found.calibrated[seed], "ctr_raw": found.raw[seed], "seed": np.full(len(found.row), seed, np.int32),
+                "ctr": found.calibrated[seed], "ctr_raw": found.raw[seed], "ctr_online": found.online.get(seed, found.calibrated[seed]),
+                "seed": np.full(len(found.row), seed, np.int32),
             }  # fmt: skip
             if r.impression is not None:
                 columns["impression_id"] = pa.array(r.impression, pa.string()).take(request)

@@ -1,7 +1,7 @@
 """How each log is trained: sizes of the inputs, of the model, and of the training, chosen on valid days.
 
-A recipe is a TOML file with the tables `inputs`, `model`, `training` and `trees`; what it doesn't name keeps its default. Those that
-come with the product lie in `models/recipes/`, by the name of the dataset.
+A recipe is a TOML file with the tables `inputs`, `model`, `training`, `trees`, `stack` and `calibration`; what it doesn't name keeps
+its default. Those that come with the product lie in `models/recipes/`, by the name of the dataset.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.features.spec import BLOCKS, InputSpec
 from stream_dmgin.models.registry import search_path
 from stream_dmgin.models.trunk import DMGINConfig
+from stream_dmgin.training.online import OnlineOptions
 from stream_dmgin.training.options import Options
+from stream_dmgin.training.stack import StackOptions
 from stream_dmgin.training.trees import TreeOptions
 
 GENERAL = "general"
-TABLES = ("inputs", "model", "training", "trees")
+TABLES = ("inputs", "model", "training", "trees", "stack", "calibration")
 OF_THE_LOG = ("spec", "heads", "item_numbers", "seed")  # said by the log, or for each run
 
 T = TypeVar("T")
@@ -31,11 +33,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Config of the model and options of the training; options of the trees on the same inputs."""
+    """Config of the model and options of the training; options of the trees on the same inputs; members of the stack; how calibration
+    follows the stream."""
 
     config: DMGINConfig
     options: Options
     trees: TreeOptions = field(default_factory=TreeOptions)
+    stack: StackOptions = field(default_factory=StackOptions)
+    online: OnlineOptions = field(default_factory=OnlineOptions)
 
     @property
     def spec(self) -> InputSpec:
@@ -96,7 +101,10 @@ def read(path: Path, meta: Meta) -> Recipe:
         )
     spec = replace(_made(path, "inputs", InputSpec(), given), item_numbers=tuple(meta.item_numbers))
     config = replace(_made(path, "model", DMGINConfig(), given), spec=spec, heads=tuple(meta.heads))
-    return Recipe(config, _made(path, "training", Options(), given), _made(path, "trees", TreeOptions(), given))
+    return Recipe(
+        config, _made(path, "training", Options(), given), _made(path, "trees", TreeOptions(), given),
+        _made(path, "stack", StackOptions(), given), _made(path, "calibration", OnlineOptions(), given),
+    )  # fmt: skip
 
 
 def _made(path: Path, table: str, default: T, given: Mapping[str, Any]) -> T:

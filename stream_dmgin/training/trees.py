@@ -2,7 +2,7 @@
 
 Inputs are the candidate's counters and pairs (c_dense), the user's features (u_dense) and the surface as a category;
 groups and events enter through the counts made of them alone. Strong regularisation, early stop on the valid rows, the mean of
-several boosters that saw other rows and other inputs. Where requests are lists, further boosters learn the order inside a list:
+several boosters of other seeds. Where requests are lists, further boosters learn the order inside a list:
 their loss starts from log(1 / length of the list), known only in training, so that what they add is what sets a row apart from
 its neighbours. A score never sees its own list. All boosters together are one `Forest`, which is also what serves.
 """
@@ -31,7 +31,7 @@ WEIGHTS = np.linspace(0.0, 1.5, 16)
 
 @dataclass(frozen=True)
 class TreeOptions:
-    """How to boost. `bags`: boosters of each kind, whose mean counts, each on a share `bag_inputs` of the inputs.
+    """How to boost. `bags`: boosters of each kind, of which the mean counts.
 
     `patience`: rounds without a gain before stopping. `order_weight`: of the boosters for the order inside lists; None: the one of WEIGHTS
     with the smallest logloss on the valid rows.
@@ -46,7 +46,6 @@ class TreeOptions:
     rounds: int = 3000
     patience: int = 100
     bags: int = 1
-    bag_inputs: float = 1.0
     order: bool = True  # boosters for the order inside lists, where there are lists
     order_weight: float | None = None
     seed: int = 1
@@ -178,7 +177,7 @@ def _boost(o: TreeOptions, learn: _Part, judge: _Part | None, offsets: bool, rou
             )  # fmt: skip
     out = []
     for bag in range(o.bags):
-        parameters = _parameters(o, bag, len(learn.names))
+        parameters = _parameters(o, o.seed + 1000 * bag)
         if judge is None:
             made = lgb.train(parameters, sets[0], rounds[bag])
             made.best_iteration = rounds[bag]
@@ -201,19 +200,13 @@ def _gains(boosters: list[Any], names: list[str]) -> dict[str, float]:
     return {names[i]: float(share[i]) for i in np.argsort(-share)}
 
 
-def _parameters(o: TreeOptions, bag: int, columns: int) -> dict[str, Any]:
-    seed = o.seed + 1000 * bag
-    made: dict[str, Any] = {
+def _parameters(o: TreeOptions, seed: int) -> dict[str, Any]:
+    return {
         "objective": "binary", "num_leaves": o.leaves, "min_data_in_leaf": o.rows_a_leaf, "lambda_l2": o.l2,
         "feature_fraction": o.feature_fraction, "bagging_fraction": o.row_fraction, "bagging_freq": 1, "learning_rate": o.lr,
         "min_data_per_group": o.rows_a_leaf, "cat_l2": o.l2, "seed": seed, "deterministic": True, "force_col_wise": True,
         "num_threads": 1, "verbosity": -1,
     }  # fmt: skip
-    if o.bag_inputs < 1.0:  # a split on any other input gains nothing; the surface is always there
-        seen = np.random.default_rng([seed, 7]).random(columns) < o.bag_inputs
-        seen[-1] = True
-        made["feature_contri"] = seen.astype(np.float64).tolist()
-    return made
 
 
 def _lightgbm() -> Any:

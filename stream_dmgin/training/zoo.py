@@ -5,7 +5,7 @@
 | dmgin | the network |
 | no-interest | the same network without groups and short sequence |
 | lightgbm | gradient-boosted trees on the same inputs (`trees.py`) |
-| stack | mean of dmgin and lightgbm in logit space, its weight chosen on the valid rows |
+| stack | weighted sum of the recipe's members in logit space, weights fitted on the valid rows (`stack.py`) |
 | item-ctr | an item's click rate for life, smoothed: the floor, which learns nothing |
 """
 
@@ -18,11 +18,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_dmgin.models.calibration import Calibration, fit_platt
+from stream_dmgin.models.calibration import Calibration
 from stream_dmgin.training.loop import Fitted, Options, Point, Requests, train
 from stream_dmgin.training.recipes import Recipe
 from stream_dmgin.training.rows import TrainingRows
-from stream_dmgin.training.trees import best_weight, train_trees
+from stream_dmgin.training.stack import fit_stack
+from stream_dmgin.training.trees import train_trees
 
 FLOOR = "item-ctr"
 MODELS = (FLOOR, "no-interest", "dmgin", "lightgbm", "stack")
@@ -59,27 +60,6 @@ class Bare:
         return self.fitted.logits(without_interests(rows), requests)
 
 
-@dataclass(frozen=True)
-class Stack:
-    """`weight` of the second's calibrated logit, the rest of the first's."""
-
-    first: Contender
-    second: Contender
-    weight: float
-    calibration: Calibration
-
-    def logits(self, rows: TrainingRows, requests: Requests) -> NDArray[np.floating]:
-        """As `Contender` says."""
-        a, b = (straight(m, rows, requests) for m in (self.first, self.second))
-        return (1.0 - self.weight) * a + self.weight * b
-
-
-def straight(model: Contender, rows: TrainingRows, requests: Requests) -> NDArray[np.float64]:
-    """Calibrated logits."""
-    slope, offset = model.calibration.platt["ctr"]
-    return slope * model.logits(rows, requests).astype(np.float64) + offset
-
-
 def fit(
     name: str, recipe: Recipe, rows: TrainingRows, learn: Requests, judge: Requests, options: Options,
     fitted: MutableMapping[str, Contender], report: Report,
@@ -97,18 +77,10 @@ def fit(
         trees = replace(recipe.trees, seed=options.seed)
         made = train_trees(rows, learn, judge, trees, report=lambda p: report(name, p))
     else:
-        pair = [fit(m, recipe, rows, learn, judge, options, fitted, report) for m in ("dmgin", "lightgbm")]
-        made = _stack(pair[0], pair[1], rows, judge)
+        members = [fit(m, recipe, rows, learn, judge, options, fitted, report) for m in recipe.stack.members]
+        made = fit_stack(members, rows, judge)
     fitted[name] = made
     return made
-
-
-def _stack(first: Contender, second: Contender, rows: TrainingRows, judge: Requests) -> Stack:
-    y = rows.labels()[rows.rows_of(judge)]
-    known = y >= 0
-    a, b = (straight(m, rows, judge)[known] for m in (first, second))
-    weight = best_weight(lambda w: (1.0 - w) * a + w * b, y[known], np.linspace(0.0, 1.0, 21))
-    return Stack(first, second, weight, Calibration({"ctr": fit_platt((1.0 - weight) * a + weight * b, y[known])}))
 
 
 def without_interests(rows: TrainingRows) -> TrainingRows:

@@ -45,6 +45,7 @@ def test_values_take_the_place_of_defaults(tmp_path: Path) -> None:
         ("[inputs]\nblocks = 1", r"inputs\.blocks = 1 can't be used"),
         ('[inputs]\nblocks = ["sessions"]', "name some of .*session"),
         ('[model]\noff = ["everything"]', "can't be switched off"),
+        ('[calibration]\nkinds = ["weather"]', "kinds of segments are surface"),
         ("[forest]\n", "forest is not known: a recipe has the tables"),
         ("training = 1\n", "training is not known: name some of"),
         ("no toml", "is no recipe"),

@@ -14,6 +14,7 @@ from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training import evaluate as protocol
 from stream_dmgin.training import recipes
+from stream_dmgin.training.online import NEVER
 from stream_dmgin.training.zoo import MODELS
 from tests.logs import T0, dataset
 
@@ -36,7 +37,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         spec = replace(r.spec, groups=4, events=4, short=4, item_buckets=64, category_buckets=8, advertiser_buckets=8)
         config = replace(r.config, spec=spec, width=16, item_width=8, hidden=(16, 8))
         trees = replace(r.trees, rows_a_leaf=5, rounds=20, lr=0.1, feature_fraction=0.5)
-        return recipes.Recipe(config, replace(r.options, epochs=1, batch=128), trees)
+        return replace(r, config=config, options=replace(r.options, epochs=1, batch=128), trees=trees)
 
     monkeypatch.setattr(recipes, "of", smaller)
 
@@ -54,16 +55,13 @@ def test_days() -> None:
             protocol.days(meta, wrong, "--d")
 
 
-def test_folds_of_the_refit_track_never_reach_into_their_test_days() -> None:
-    p = protocol.Plan((0, 50), (50, 60), (60, 95), 2, 10)
-    folds = p.folds()
-    assert [f[2] for f in folds] == [(60, 80), (80, 95)]
-    for train, valid, test in folds:
-        assert train[0] == 0 and train[1] == valid[0] and valid[1] == test[0] and valid[1] - valid[0] == 10
-    assert protocol.Plan((0, 50), (50, 60), (60, 95)).folds() == [((0, 50), (50, 60), (60, 95))]
+def test_steps_of_the_refit_track() -> None:
+    spans = ((0, 50), (50, 60), (60, 95))
+    assert protocol.Plan(*spans, 2, 10).steps() == [(60, 80), (80, 95)]
+    assert protocol.Plan(*spans).steps() == [(60, 95)]
 
 
-@pytest.mark.parametrize(("refit", "model"), [(0, "dmgin"), (1, "dmgin"), (1, "lightgbm")])
+@pytest.mark.parametrize(("refit", "model"), [(0, "dmgin"), (1, "stack"), (1, "lightgbm")])
 def test_each_test_row_is_scored_once_a_seed(
     data: form.Dataset, small: None, tmp_path: Path, refit: int, model: str
 ) -> None:
@@ -74,7 +72,7 @@ def test_each_test_row_is_scored_once_a_seed(
     want = data.rows.filter((day >= 8) & (day <= 9))
     assert t.num_rows == 2 * want.num_rows and set(t["seed"].to_pylist()) == {1, 2}
     assert t["item_id"].to_pylist() == 2 * want["item_id"].to_pylist()
-    assert np.isfinite(t["ctr"].to_numpy()).all()
+    assert all(np.isfinite(t[c].to_numpy()).all() for c in ("ctr", "ctr_raw", "ctr_online"))
     m = protocol.measure(source, scored)
     assert (
         set(m["calibrated"]) >= {"auc", "gauc", "logloss", "ece", "gauc_live"}
@@ -82,20 +80,21 @@ def test_each_test_row_is_scored_once_a_seed(
     )
 
 
-@pytest.mark.parametrize("model", ["dmgin", "lightgbm", "stack"])
+@pytest.mark.parametrize(("refit", "model"), [(0, "dmgin"), (0, "lightgbm"), (0, "stack"), (1, "lightgbm")])
 def test_labels_and_feedback_of_test_days_change_no_score_of_the_first(
-    data: form.Dataset, small: None, model: str
+    data: form.Dataset, small: None, refit: int, model: str
 ) -> None:
     """Turn around every label from the first test day on: scores of the first test moment stay what they were."""
-    _, before = protocol.evaluate(data, plan(data), model)
+    _, before = protocol.evaluate(data, plan(data, refit), model)
     start = plan(data).test[0]
     late = data.rows["ts"].to_numpy() >= start
     label = np.where(late, 1 - data.rows["label"].to_numpy(), data.rows["label"].to_numpy()).astype(np.int8)
     rows = data.rows.set_column(data.rows.column_names.index("label"), "label", [label])
     events = data.events.filter(data.events["ts"].to_numpy() < start)
-    _, after = protocol.evaluate(form.Dataset(events, rows, data.items, data.meta), plan(data), model)
+    _, after = protocol.evaluate(form.Dataset(events, rows, data.items, data.meta), plan(data, refit), model)
     first = data.rows["ts"].to_numpy()[before.row] <= data.rows["ts"].to_numpy()[before.row[0]]
     assert first.any() and np.array_equal(before.calibrated[1][first], after.calibrated[1][first])
+    assert np.array_equal(before.online[1][first], after.online[1][first])
     assert not np.array_equal(before.calibrated[1], after.calibrated[1])  # later state did see other events
 
 
@@ -154,3 +153,20 @@ def test_feedback_must_be_visible_before_a_refit(data: form.Dataset) -> None:
         )
         if last is not None:
             assert ok == (last < time)
+
+
+def test_a_label_is_known_once_impressions_and_clicks_are_visible(data: form.Dataset) -> None:
+    ids = ["q5", "q300", "nobody"]
+    found = protocol.label_times(data, ids)
+    events = data.events.to_pylist()
+    for i, at in zip(ids[:2], found.tolist(), strict=False):
+        mine = [e["visible_at"] for e in events if e["request_id"] == i and e["topic"] in ("impressions", "clicks")]
+        assert at == (max(mine) if mine else NEVER)
+    assert found[2] == NEVER
+
+
+def test_a_refit_learns_from_the_valid_days_too(data: form.Dataset, small: None) -> None:
+    _, frozen = protocol.evaluate(data, plan(data), "lightgbm")
+    _, refitted = protocol.evaluate(data, plan(data, 1), "lightgbm")
+    assert not np.array_equal(frozen.raw[1], refitted.raw[1])
+    assert set(frozen.codes) == {"surface", "hour", "user", "item"} and len(frozen.codes["item"]) == len(frozen.row)

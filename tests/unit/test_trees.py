@@ -75,11 +75,11 @@ def test_a_score_does_not_depend_on_the_list_it_is_in() -> None:
         assert alone[0] == z[k]
 
 
-def test_bags_are_averaged_and_see_other_inputs() -> None:
+def test_bags_are_averaged() -> None:
     rows = make(1, 2000)
     learn, judge = rows.between(0, 7), rows.between(7, 10)
     one = train_trees(rows, learn, judge, OPTIONS)
-    three = train_trees(rows, learn, judge, replace(OPTIONS, bags=3, bag_inputs=0.5))
+    three = train_trees(rows, learn, judge, replace(OPTIONS, bags=3))
     assert len(three.rounds) == 3 and three.forest.trees == sum(three.rounds)
     assert not np.array_equal(one.logits(rows, judge), three.logits(rows, judge))
 
