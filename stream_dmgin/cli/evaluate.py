@@ -19,10 +19,10 @@ from stream_dmgin.errors import UsageError
 )
 @click.option(
     "--model",
-    type=click.Choice(["item-ctr", "no-interest", "dmgin", "lightgbm", "stack", "all"]),
+    metavar="NAME,...",
     default="dmgin",
     show_default=True,
-    help="what to measure; stack: dmgin and lightgbm together; all: each of them, and the differences",
+    help="what to measure, several with commas; all: trees, stack and every peer; peers; ablations. Of several: the differences too",
 )
 @click.option("--train-days", metavar="A-B", help="days to train on, counted from 0")
 @click.option("--valid-days", metavar="C-D", help="days to choose and calibrate on")
@@ -60,8 +60,9 @@ def command(
     from stream_dmgin.groups.map import GroupMap
     from stream_dmgin.training import evaluate as protocol
     from stream_dmgin.training import recipes
-    from stream_dmgin.training.zoo import MODELS
+    from stream_dmgin.training.zoo import named
 
+    models = named(model)
     chosen = None if blocks is None else recipes.block_names(blocks)
     started = time.monotonic()
     data = load(dataset, directory)
@@ -83,7 +84,6 @@ def command(
             marks["replayed"] = time.monotonic()
             bar.update(task, completed=done, total=total)
 
-        models = MODELS if model == "all" else (model,)
         source, scored = protocol.evaluate_all(
             data, plan, models, seeds, groups, say=ctx.say, progress=progress, blocks=chosen
         )
@@ -94,16 +94,16 @@ def command(
         "rows": len(some.row), "clicks": int(some.label.sum()),
         "seconds": {"import": imported - started, "replay": marks["replayed"] - imported, "total": time.monotonic() - started},
     }  # fmt: skip
-    if model == "all":
+    if len(models) > 1:
         result["models"] = {m: {"seeds": len(scored[m].raw), "metrics": measured[m]} for m in models}
         result["differences"] = [
             {"model": d.model, "than": d.than, **{k: i._asdict() for k, i in d.metrics.items()}}
             for d in protocol.differences(source, scored)
         ]
     else:
-        result["metrics"] = measured[model]
+        result["metrics"] = measured[models[0]]
     if scores_out is not None:
-        protocol.write_scores(source, scored if model == "all" else some, scores_out)
+        protocol.write_scores(source, scored if len(models) > 1 else some, scores_out)
         result["scores"] = str(scores_out)
     ctx.emit(result, lambda d: _tables(d, f"{dataset}, {len(some.row)} rows"))
 

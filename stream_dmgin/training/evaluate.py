@@ -21,20 +21,22 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stream_dmgin.datasets.form import Dataset, Meta
-from stream_dmgin.datasets.grouping import group_map
+from stream_dmgin.datasets.grouping import group_map, regrouped
 from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.models.calibration import fit_platt, sigmoid
+from stream_dmgin.models.peers import PEERS
 from stream_dmgin.models.segments import segment_codes
 from stream_dmgin.replay.rows import floor_rates, training_rows
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training import recipes
+from stream_dmgin.training.lives import lives_of
 from stream_dmgin.training.loop import Options, Point
 from stream_dmgin.training.metrics import Interval, ece_floor, intervals, summary
 from stream_dmgin.training.online import NEVER, Answered, follow
 from stream_dmgin.training.refit import refit
 from stream_dmgin.training.rows import TrainingRows
-from stream_dmgin.training.zoo import FLOOR, MODELS, Contender, fit
+from stream_dmgin.training.zoo import FLOOR, MODELS, REGROUPED, Contender, Rows, fit, named
 
 OF_THE_REQUEST = ("hour_sin", "hour_cos", "hour2_sin", "hour2_cos", "dow_sin", "dow_cos", "global_ctr_logit")
 
@@ -87,7 +89,7 @@ def evaluate(
     data: Dataset, plan: Plan, model: str = "dmgin", seeds: int = 1, groups: GroupMap | None = None, options: Options | None = None,
     say: Say = lambda text: None, progress: Callable[[int, int], None] | None = None, rows: TrainingRows | None = None,
 ) -> tuple[DatasetSource, Scored]:  # fmt: skip
-    """Scores of the test rows by one model of MODELS, as `evaluate_all` gives them."""
+    """Scores of the test rows by one model of the zoo, as `evaluate_all` gives them."""
     source, scored = evaluate_all(data, plan, (model,), seeds, groups, options, say, progress, rows)
     return source, scored[model]
 
@@ -102,9 +104,7 @@ def evaluate_all(
     `rows`: the training rows of requests from `plan.train[0]` on, where they are at hand already. `blocks`: optional inputs in
     place of the recipe's.
     """
-    for model in models:
-        if model not in MODELS:
-            raise UsageError(f"--model {model!r} is not known: choose one of {', '.join(MODELS)}")
+    models = named(",".join(models))
     source = DatasetSource(data)
     r = source.requests
     first, last = r.between(plan.train[0], plan.test[1])
@@ -134,6 +134,12 @@ def evaluate_all(
         return source, out
     if rows is None:
         rows = training_rows(source, groups, recipe.spec, first, last, seen)
+    with_lives = any(m in PEERS for m in learning)
+    lives = lives_of(data, recipe.spec, r.user[first:last], r.at[first:last]) if with_lives else None
+    maps = {m: regrouped(m, data, groups) for m in learning if m in REGROUPED}
+    others = {m: training_rows(source, other, recipe.spec, first, last, seen) for m, other in maps.items()}
+    base = Rows(rows, lives, others)
+    rows_of = {m: base.of(m) for m in learning}
     judged = np.arange(*(i - first for i in r.between(*plan.valid)))
     stream = _stream(data, source, rows, judged, first, plan)
     tested = np.flatnonzero(stream.ts >= plan.test[0])
@@ -144,11 +150,11 @@ def evaluate_all(
         learned = np.arange(*(i - first for i in r.between(*plan.train)))
         fitted: dict[str, Contender] = {}
         for m in learning:
-            made = fit(m, recipe, rows, learned, judged, seeded, fitted, partial(_told, say, seed))
+            made = fit(m, recipe, rows_of[m], learned, judged, seeded, fitted, partial(_told, say, seed))
         z = {m: np.full(len(stream.ts), np.nan) for m in learning}
         held = {m: np.full(len(row), np.nan) for m in learning}
         for m in learning:
-            z[m][: len(rows.rows_of(judged))] = fitted[m].logits(rows, judged)
+            z[m][: len(rows.rows_of(judged))] = fitted[m].logits(rows_of[m], judged)
         for low, high in plan.steps():
             score = np.arange(*(i - first for i in r.between(low, high)))
             mine = rows.rows_of(score) + r.first[first] - row[0]
@@ -158,9 +164,9 @@ def evaluate_all(
                 if plan.refit_days:
                     seen_by = np.flatnonzero(_visible_before(data, r.id, low)[first:last])
                     made = refit(m, rows, seen_by[rows["r_ts"][seen_by] < low], seeded, fitted, now)
-                z[m][tested[mine]] = made.logits(rows, score)
+                z[m][tested[mine]] = made.logits(rows_of[m], score)
                 if data.meta.gauc == "user":
-                    held[m][mine] = _frozen(made, rows, score)
+                    held[m][mine] = _frozen(made, rows_of[m], score)
         for m in learning:
             start = fitted[m].calibration
             out[m].raw[seed], out[m].calibrated[seed] = sigmoid(z[m][tested]), start.apply("ctr", z[m][tested])

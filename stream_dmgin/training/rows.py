@@ -166,6 +166,10 @@ class TrainingRows:
         """Numbers of the rows of these requests."""
         return spans(self.offsets()["r_rows"][requests], self["r_rows"][requests])
 
+    def like(self, requests: NDArray[np.int64]) -> Array:
+        """A number below 1,000 for each request: the nearer two are, the less padding a batch of both needs."""
+        return self["r_groups"][requests]
+
     # -- batches -----------------------------------------------------------------------------------------------------
 
     def parts(
@@ -178,7 +182,7 @@ class TrainingRows:
         chosen = requests[self["r_rows"][requests] > 0]
         if not len(chosen):
             return []
-        like = np.ceil(np.log2(self["r_rows"][chosen])) * 1000 + self["r_groups"][chosen]
+        like = np.ceil(np.log2(self["r_rows"][chosen])) * 1000 + self.like(chosen)
         if generator is None:
             order = np.argsort(like, kind="stable")
         else:

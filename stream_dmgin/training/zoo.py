@@ -7,18 +7,27 @@
 | lightgbm | gradient-boosted trees on the same inputs (`trees.py`) |
 | stack | weighted sum of the recipe's members in logit space, weights fitted on the valid rows (`stack.py`) |
 | item-ctr | an item's click rate for life, smoothed: the floor, which learns nothing |
+| din, sim, eta, sdim, twin, twin-v2, mirrn, hstu | other networks over the flat sequence, on the same trunk (`models/peers/`) |
+| dmgin-no-MODULE | dmgin without one of its modules (`models/trunk.py`, MODULES) |
+| dmgin-random-groups, dmgin-category-groups, dmgin-item-groups | dmgin over another group map: the same sizes with members drawn by lot, |
+| | one group a category, each item a group of its own |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_dmgin.errors import UsageError
 from stream_dmgin.models.calibration import Calibration
+from stream_dmgin.models.dmgin import DMGIN
+from stream_dmgin.models.peers import PEERS
+from stream_dmgin.models.trunk import MODULES
+from stream_dmgin.training.lives import LifeRows, Lives, strip
 from stream_dmgin.training.loop import Fitted, Options, Point, Requests, train
 from stream_dmgin.training.recipes import Recipe
 from stream_dmgin.training.rows import TrainingRows
@@ -27,8 +36,45 @@ from stream_dmgin.training.trees import train_trees
 
 FLOOR = "item-ctr"
 MODELS = (FLOOR, "no-interest", "dmgin", "lightgbm", "stack")
+WITHOUT = {f"dmgin-no-{module}": module for module in MODULES}
+REGROUPED = ("dmgin-random-groups", "dmgin-category-groups", "dmgin-item-groups")
+ABLATIONS = ("dmgin", *WITHOUT, *REGROUPED)
+KNOWN = (*MODELS, *PEERS, *ABLATIONS[1:])
+WORDS = {"all": (*MODELS, *PEERS), "peers": ("dmgin", *PEERS), "ablations": ABLATIONS}
 
 Report = Callable[[str, Point], None]
+
+
+def named(text: str) -> tuple[str, ...]:
+    """Models by a comma list of KNOWN and WORDS, each once. Raises UsageError."""
+    wanted: list[str] = []
+    for name in text.split(","):
+        wanted += WORDS.get(name.strip(), (name.strip(),))
+    for name in wanted:
+        if name not in KNOWN:
+            raise UsageError(
+                f"--model {name!r} is not known: choose of {', '.join((*KNOWN, *WORDS))}, or several with commas"
+            )
+    return tuple(dict.fromkeys(wanted))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the models of one comparison are fitted on: the rows of one replay, each user's flat sequence where a peer needs it, and the
+    rows of a further replay for each other group map.
+    """
+
+    plain: TrainingRows
+    lives: Lives | None = None
+    regrouped: Mapping[str, TrainingRows] = field(default_factory=dict)
+
+    def of(self, model: str) -> TrainingRows:
+        """The rows of a model: the same requests and labels for all."""
+        if model in PEERS:
+            if self.lives is None:
+                raise UsageError(f"{model} reads the flat sequence of each user, and there is none here")
+            return LifeRows(self.plain, self.lives, PEERS[model].reach, PEERS[model].clustered)
+        return self.regrouped.get(model, self.plain)
 
 
 class Contender(Protocol):
@@ -64,15 +110,18 @@ def fit(
     name: str, recipe: Recipe, rows: TrainingRows, learn: Requests, judge: Requests, options: Options,
     fitted: MutableMapping[str, Contender], report: Report,
 ) -> Contender:  # fmt: skip
-    """Fit a model of MODELS (not the floor). `fitted` holds what was fitted on these requests before, and gets the model too."""
+    """Fit a model of KNOWN (not the floor) on its rows (`Rows.of`). `fitted` holds what was fitted on these requests before, and gets
+    the model too."""
     if name in fitted:
         return fitted[name]
     made: Contender
-    if name == "dmgin":
-        made = train(recipe.config, rows, learn, rows, judge, options, report=lambda p: report(name, p))
-    elif name == "no-interest":
+    if name == "no-interest":
         bare = without_interests(rows)
         made = Bare(train(recipe.config, bare, learn, bare, judge, options, report=lambda p: report(name, p)))
+    elif name in PEERS or name in ABLATIONS:
+        config = replace(recipe.config, off=(WITHOUT[name],)) if name in WITHOUT else recipe.config
+        build = PEERS.get(name, DMGIN)
+        made = train(config, rows, learn, rows, judge, options, report=lambda p: report(name, p), build=build)
     elif name == "lightgbm":
         trees = replace(recipe.trees, seed=options.seed)
         made = train_trees(rows, learn, judge, trees, report=lambda p: report(name, p))
@@ -86,10 +135,5 @@ def fit(
 def without_interests(rows: TrainingRows) -> TrainingRows:
     """The same rows with no groups and no short sequence: what the interest modules add is the difference."""
     out = TrainingRows(rows.spec, rows.heads)
-    keep = ("r_rows", "r_ts", "r_key", "u_dense", "x_cat", "c_item", "c_id", "c_dense", "label")
-    for name in keep:
-        out.columns[name] = rows.columns[name]
-    for name in ("r_groups", "r_short"):
-        out.columns[name].extend(np.zeros(rows.requests, np.int32))
-    out.columns["c_group"].extend(np.full(len(rows), rows.spec.groups, np.int32))
+    strip(rows, out, short=False)
     return out

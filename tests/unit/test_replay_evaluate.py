@@ -15,7 +15,7 @@ from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training import evaluate as protocol
 from stream_dmgin.training import recipes
 from stream_dmgin.training.online import NEVER
-from stream_dmgin.training.zoo import MODELS
+from stream_dmgin.training.zoo import MODELS, PEERS, named
 from tests.logs import T0, dataset
 
 HOUR = 3_600_000
@@ -170,3 +170,28 @@ def test_a_refit_learns_from_the_valid_days_too(data: form.Dataset, small: None)
     _, refitted = protocol.evaluate(data, plan(data, 1), "lightgbm")
     assert not np.array_equal(frozen.raw[1], refitted.raw[1])
     assert set(frozen.codes) == {"surface", "hour", "user", "item"} and len(frozen.codes["item"]) == len(frozen.row)
+
+
+def test_peers_and_ablations_on_one_replay(data: form.Dataset, small: None) -> None:
+    models = named("dmgin,twin-v2,dmgin-no-stat,dmgin-random-groups,din,dmgin")
+    assert models == ("dmgin", "twin-v2", "dmgin-no-stat", "dmgin-random-groups", "din")
+    source, scored = protocol.evaluate_all(data, plan(data), models)
+    found = [s.calibrated[1] for s in scored.values()]
+    assert all(np.isfinite(p).all() for p in found)
+    assert len({p.tobytes() for p in found}) == len(models)  # each is another model
+    assert all(np.isfinite(s.frozen[1]).all() for s in scored.values())
+    pairs = protocol.differences(source, scored, draws=20)
+    assert len(pairs) == 10 and all(p.metrics["auc"].low <= p.metrics["auc"].high for p in pairs)
+    assert set(named("all")) >= {*MODELS, *PEERS} and "dmgin-no-across" in named("ablations")
+    with pytest.raises(UsageError, match=r"choose of item-ctr, .*ablations"):
+        named("dmgin,dien")
+
+
+def test_no_peer_looks_into_the_test_days(data: form.Dataset, small: None) -> None:
+    """Without the events from the first test day on, the first moment's scores of a peer stay what they were."""
+    _, before = protocol.evaluate(data, plan(data), "hstu")
+    events = data.events.filter(data.events["visible_at"].to_numpy() < plan(data).test[0])
+    _, after = protocol.evaluate(form.Dataset(events, data.rows, data.items, data.meta), plan(data), "hstu")
+    first = data.rows["ts"].to_numpy()[before.row] <= data.rows["ts"].to_numpy()[before.row[0]]
+    assert first.any() and np.array_equal(before.calibrated[1][first], after.calibrated[1][first])
+    assert not np.array_equal(before.calibrated[1], after.calibrated[1])
