@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -74,6 +75,39 @@ def intervals(rows: Mapping[str, Interval], width: int = 560) -> str:
         parts.append(_text(width - right + 8, y + 4, f"{i.diff:+.4f}", "start"))
     parts.append(_text(x(0), height - 6, "0", "middle"))
     return _svg(width, height, parts, "Differences to the champion with 95 % intervals")
+
+
+def lines(curves: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str, width: int = 720) -> str:
+    """One line a name over points (x, y), x on a logarithmic scale, y from 0; names stand beside the ends of their lines."""
+    left, right, top, bottom, height = 64, 170, 12, 44, 420
+    points = [p for curve in curves.values() for p in curve]
+    xs = sorted({x for x, _ in points})
+    most = max((y for _, y in points), default=0.0) or 1.0
+    span = math.log(xs[-1] / xs[0]) if len(xs) > 1 else 1.0
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        along = math.log(x / xs[0]) / span
+        return left + along * (width - left - right), height - bottom - y / most * (height - top - bottom)
+
+    parts = [f'<path d="M{left} {top}V{height - bottom}H{width - right}" fill="none" stroke="{FRAME}"/>']
+    for x in xs:
+        parts.append(_text(at(x, 0)[0], height - bottom + 16, f"{x:g}", "middle"))
+    for k in range(5):
+        parts.append(_text(left - 6, at(xs[0], most * k / 4)[1] + 4, f"{most * k / 4:.3f}", "end"))
+    parts.append(_text((left + width - right) / 2, height - 8, x_title, "middle"))
+    parts.append(f'<g transform="rotate(-90 12 {height / 2})">{_text(12, height / 2, y_title, "middle")}</g>')
+    ends: list[float] = []
+    for colour, (name, curve) in zip(
+        _colours(len(curves)), sorted(curves.items(), key=lambda c: c[1][-1][1]), strict=True
+    ):
+        placed = [at(*p) for p in curve]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{path}"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in placed]
+        y = min([placed[-1][1], *(e - 13 for e in ends[-1:])])  # lowest first: names that would overlap move up
+        ends.append(y)
+        parts.append(_text(placed[-1][0] + 8, y + 4, f"{name} {curve[-1][1]:.4f}", "start"))
+    return _svg(width, height, parts, f"{y_title} by {x_title}")
 
 
 def _colours(n: int) -> list[str]:

@@ -25,6 +25,7 @@ NOUNS = {
     "score": "one request by hand, with an explanation",
     "train": "train a model on a replayed log",
     "evaluate": "train, replay and measure on a public log",
+    "lifelong": "how near models come to the truth, by length of life, in the simulated city",
     "model": "list, show, check, export",
     "replay": "events through the same code, offline; verify scores",
     "ab": "compare models over one replay",

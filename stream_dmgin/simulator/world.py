@@ -36,6 +36,13 @@ class Plan:
     start_ms: int = START_MS
     days: int = 180
     shown: int = 10
+    strata: tuple[tuple[int, int], ...] = ()  # (events of a life, users with it), in place of `users` and `life`
+
+    def blocks(self) -> list[tuple[int, tuple[int, int]]]:
+        """(users, bounds of their lives) of each block of users."""
+        if self.strata:
+            return [(users, (life, life)) for life, users in self.strata]
+        return [(min(BLOCK, self.users - k * BLOCK), self.life) for k in range(-(-self.users // BLOCK))]
 
 
 @dataclass
@@ -78,8 +85,8 @@ def history(world: World, *, keep: bool = False) -> Iterator[tuple[UserArrays, b
     """The whole history, a block of users at a time (events by user, not by time). `keep`: leave users and memory in
     `world.blocks`, for the live mode."""
     p = world.plan
-    for block in range(-(-p.users // BLOCK)):
-        users = build_users(world.city, block, min(BLOCK, p.users - block * BLOCK), p.seed, p.life)
+    for block, (count, life) in enumerate(p.blocks()):
+        users = build_users(world.city, block, count, p.seed, life)
         memory = no_memory(users)
         user, ts = view_times(p, users)
         views = b.new_views(len(user), p.shown)._replace(user=user, ts=ts)

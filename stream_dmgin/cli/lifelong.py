@@ -1,0 +1,78 @@
+"""`lifelong`: gap to the truth by length of life, in the simulated city."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stream_dmgin.cli.common import Context, common_options, table
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="directory for the city, lifelong.json and lifelong.svg",
+)
+@click.option(
+    "--model",
+    metavar="NAME,...",
+    default="dmgin,no-interest,din,sim,eta,sdim,twin,twin-v2,mirrn,hstu",
+    show_default=True,
+    help="as `evaluate` knows them; differences are to the first",
+)
+@click.option(
+    "--lives", metavar="LIFExUSERS,...", default="100x2000,1000x400,10000x60,100000x10", show_default=True,
+    help="events of a life, and how many users have such",
+)  # fmt: skip
+@click.option("--items", type=click.IntRange(50, 200_000), default=1000, show_default=True, help="shops of the city")
+@click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="who the users are and what they do")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="how many models to train")
+@click.option("--epochs", type=click.IntRange(1), help="[default: the city's recipe]")
+@click.option("--requests", type=click.IntRange(1), default=400, show_default=True, help="requests of a user at most")
+@click.option(
+    "--no-pair-counters",
+    is_flag=True,
+    help="hide the counters of user x candidate, which know the whole life by themselves",
+)
+@common_options
+def command(
+    ctx: Context, out: Path, model: str, lives: str, items: int, seed: int, seeds: int, epochs: int | None, requests: int,
+    no_pair_counters: bool,
+) -> None:  # fmt: skip
+    """Simulate users with short and long lives, train models on all of them, and measure each length by itself.
+
+    The measure is the expected logloss less that of the true probabilities, which only the simulator knows. A star marks a
+    difference to the first model whose 95 % interval (over users) excludes zero.
+    """
+    from dataclasses import replace
+
+    from stream_dmgin.ab.plots import lines
+    from stream_dmgin.datasets.form import Meta
+    from stream_dmgin.training import lifelong, recipes
+    from stream_dmgin.training.zoo import named
+
+    trial = lifelong.Trial(lifelong.strata(lives), items, requests=requests, seed=seed, pairs=not no_pair_counters)
+    options = recipes.of(Meta(lifelong.RECIPE, 0)).options
+    out.mkdir(parents=True, exist_ok=True)
+    with ctx.progress() as bar:
+        task = bar.add_task("replay", total=None)
+        found = lifelong.measure(
+            trial, named(model), out, seeds, replace(options, epochs=epochs or options.epochs), say=ctx.say,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    result: dict[str, Any] = {
+        "seeds": seeds, "pair_counters": trial.pairs, "lives": [[*s] for s in trial.strata],
+        "gaps": [{**g._asdict(), "than_first": g.than_first._asdict()} for g in found],
+        "plot": str(out / "lifelong.svg"),
+    }  # fmt: skip
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for g in found:
+        curves.setdefault(g.model, []).append((g.life, g.gap))
+    (out / "lifelong.svg").write_text(lines(curves, "events of a life", "logloss less the oracle's, nats"))
+    (out / "lifelong.json").write_text(json.dumps(result, indent=1) + "\n")
+    ctx.emit(result, lambda d: table(lifelong.by_life(found), f"gap to the oracle, nats; {d['plot']}"))
