@@ -1,4 +1,5 @@
-"""Released models on disk: a folder with config.json, weights.safetensors, calibration.json and card.md.
+"""Released models on disk: a folder with config.json, calibration.json, card.md, and weights.safetensors (a network),
+forest.safetensors (trees), or both (a stack of them).
 
 The id of a model is its name and eight hex digits of a hash over config (which holds the hash of the weights) and
 calibration, so that a score's `model` names exactly what produced it.
@@ -9,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load, save
 
 import stream_dmgin
@@ -23,15 +26,21 @@ from stream_dmgin.errors import FormatError, UsageError
 from stream_dmgin.features import spec as inputs
 from stream_dmgin.models.calibration import Calibration
 from stream_dmgin.models.dmgin import DMGIN
+from stream_dmgin.models.forest import Forest
 from stream_dmgin.models.trunk import DMGINConfig, Trunk
 
 MODEL_FORMAT = 1
-FILES = ("config.json", "weights.safetensors", "calibration.json")
+WEIGHTS, FOREST = "weights.safetensors", "forest.safetensors"
+ARCHITECTURES = {"dmgin": (WEIGHTS,), "trees": (FOREST,), "stack": (WEIGHTS, FOREST)}  # and what each keeps its weights in
+FILES = ("config.json", "calibration.json")
 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model, in evaluation mode. `training` tells what it was trained on."""
+    """A loaded model, in evaluation mode: a network, trees, or both. `training` tells what it was trained on.
+
+    The logit of `ctr` is `network_weight` times the network's plus the forest's score; further heads are the network's.
+    """
 
     id: str
     name: str
@@ -39,6 +48,8 @@ class Model:
     network: DMGIN
     calibration: Calibration
     training: Mapping[str, Any]
+    forest: Forest | None = None
+    network_weight: float = 1.0
 
     @property
     def config(self) -> DMGINConfig:
@@ -49,6 +60,11 @@ class Model:
     def heads(self) -> tuple[str, ...]:
         """Names of the post-click heads, beside `ctr`."""
         return self.network.config.heads
+
+    @property
+    def architecture(self) -> str:
+        """One of ARCHITECTURES."""
+        return "dmgin" if self.forest is None else "stack" if self.network_weight else "trees"
 
 
 def input_names(spec: inputs.InputSpec) -> dict[str, list[str]]:
@@ -65,26 +81,37 @@ def _digest(config: bytes, calibration: bytes) -> str:
 
 
 def save_model(
-    directory: Path, name: str, network: Trunk, calibration: Calibration, training: Mapping[str, Any], card: str
-) -> str:
-    """Write a model's folder (files replaced if there) and return its id. `card`: Markdown, for people.
+    directory: Path, name: str, network: Trunk, calibration: Calibration, training: Mapping[str, Any], card: str,
+    forest: Forest | None = None, network_weight: float = 1.0,
+) -> str:  # fmt: skip
+    """Write a model's folder (files replaced if there) and return its id. `card`: Markdown, for people. With a `forest` and a
+    `network_weight` of 0 the network's weights are left out: of it only the config counts.
 
     UsageError for a network that is no DMGIN: peers are there to be compared with, nothing serves them.
     """
     if not isinstance(network, DMGIN):
         raise UsageError(f"{name} is a {type(network).__name__}, which can be measured but not served: train a dmgin")
+    architecture = "dmgin" if forest is None else "stack" if network_weight else "trees"
     directory.mkdir(parents=True, exist_ok=True)
-    weights = save({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()})
-    (directory / "weights.safetensors").write_bytes(weights)
     config = {
         "format": MODEL_FORMAT,
-        "architecture": "dmgin",
+        "architecture": architecture,
         "name": name,
         "config": asdict(network.config),
         "inputs": input_names(network.config.spec),
         "training": dict(training),
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
+    for file in (WEIGHTS, FOREST):
+        (directory / file).unlink(missing_ok=True)
+    if WEIGHTS in ARCHITECTURES[architecture]:
+        weights = save({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()})
+        (directory / WEIGHTS).write_bytes(weights)
+        config["weights_sha256"] = hashlib.sha256(weights).hexdigest()
+    if forest is not None:
+        arrays = save_arrays(forest.arrays())
+        (directory / FOREST).write_bytes(arrays)
+        config["forest_sha256"] = hashlib.sha256(arrays).hexdigest()
+        config["network_weight"] = network_weight
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     calibration.save(directory / "calibration.json")
     (directory / "card.md").write_text(card)
@@ -129,11 +156,7 @@ def find_model(id_or_dir: str | Path, data_dir: Path | None = None) -> Path:
 
 
 def _read(directory: Path) -> tuple[dict[str, Any], str]:
-    missing = [f for f in FILES if not (directory / f).is_file()]
-    if missing:
-        raise UsageError(
-            f"{directory} is not a whole model, it lacks {', '.join(missing)}: copy the model's folder again"
-        )
+    _require(directory, FILES)
     raw = (directory / "config.json").read_bytes()
     try:
         config = json.loads(raw)
@@ -142,12 +165,30 @@ def _read(directory: Path) -> tuple[dict[str, Any], str]:
         raise FormatError(
             f"{directory / 'config.json'} is not a model's config ({e!r}): copy the model's folder again"
         ) from e
-    if form != MODEL_FORMAT or architecture != "dmgin":
+    if form != MODEL_FORMAT or architecture not in ARCHITECTURES:
         raise FormatError(
             f"{directory} has model format {form!r}, architecture {architecture!r}; this version reads format "
-            f"{MODEL_FORMAT}, 'dmgin': use the stream-dmgin it was made with, or train again"
+            f"{MODEL_FORMAT}, {', '.join(ARCHITECTURES)}: use the stream-dmgin it was made with, or train again"
         )
+    _require(directory, ARCHITECTURES[architecture])
     return config, f"{name}-{_digest(raw, (directory / 'calibration.json').read_bytes())}"
+
+
+def _require(directory: Path, files: Sequence[str]) -> None:
+    missing = [f for f in files if not (directory / f).is_file()]
+    if missing:
+        raise UsageError(
+            f"{directory} is not a whole model, it lacks {', '.join(missing)}: copy the model's folder again"
+        )
+
+
+def _weights(directory: Path, file: str, expected: Any) -> bytes:
+    raw = (directory / file).read_bytes()
+    if hashlib.sha256(raw).hexdigest() != expected:
+        raise UsageError(
+            f"{directory / file} is damaged or belongs to another config: copy the model's folder from its release again"
+        )
+    return raw
 
 
 def model_id(directory: Path) -> str:
@@ -182,12 +223,9 @@ def load_model(id_or_dir: str | Path, data_dir: Path | None = None) -> Model:
     """
     directory = find_model(id_or_dir, data_dir)
     raw, ident = _read(directory)
-    weights = (directory / "weights.safetensors").read_bytes()
-    if hashlib.sha256(weights).hexdigest() != raw.get("weights_sha256"):
-        raise UsageError(
-            f"{directory / 'weights.safetensors'} is damaged or belongs to another config: "
-            "copy the model's folder from its release again"
-        )
+    parts = ARCHITECTURES[raw["architecture"]]
+    weights = _weights(directory, WEIGHTS, raw.get("weights_sha256")) if WEIGHTS in parts else None
+    arrays = _weights(directory, FOREST, raw.get("forest_sha256")) if FOREST in parts else None
     try:
         config = parse_config(raw["config"])
         differing = [k for k, v in input_names(config.spec).items() if raw["inputs"].get(k) != v]
@@ -197,12 +235,22 @@ def load_model(id_or_dir: str | Path, data_dir: Path | None = None) -> Model:
                 "train it again, or use the stream-dmgin it was made with"
             )
         network = DMGIN(config)
-        network.load_state_dict(load(weights))
+        if weights is not None:
+            network.load_state_dict(load(weights))
+        forest = Forest.of_arrays(load_arrays(arrays)) if arrays is not None else None
+        network_weight = float(raw.get("network_weight", 1.0))
+        if forest is not None and (forest.candidate_columns, forest.user_columns) != _columns(config):
+            raise ValueError("its forest has other columns than its inputs")
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as e:
         raise FormatError(f"{directory} can't be loaded ({e}): copy the model's folder from its release again") from e
     network.eval().requires_grad_(False)
     calibration = Calibration.load(directory / "calibration.json")
-    return Model(ident, str(raw["name"]), directory, network, calibration, raw.get("training", {}))
+    training = raw.get("training", {})
+    return Model(ident, str(raw["name"]), directory, network, calibration, training, forest, network_weight)
+
+
+def _columns(config: DMGINConfig) -> tuple[int, int]:
+    return len(config.spec.candidate_features), len(config.spec.user_features)
 
 
 def untrained(name: str, config: DMGINConfig, seed: int = 0) -> Model:

@@ -1,4 +1,4 @@
-"""Does a released model hold: its engine against the plain network, its answers against empty histories and odd
+"""Does a released model hold: its engine against the plain network and trees, its answers against empty histories and odd
 batches; how fast.
 """
 
@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from stream_dmgin.errors import UsageError
 from stream_dmgin.models.registry import Model
 from stream_dmgin.scoring import graphs
-from stream_dmgin.scoring.engine import Engine, Inputs, Prefer, choose_engine
+from stream_dmgin.scoring.engine import Engine, Inputs, Prefer, calibrated, choose_engine
 
 ALLOWED = 1e-6  # of probabilities, between one batch and another
 
@@ -24,16 +26,15 @@ def check(model: Model, prefer: str = "auto", rounds: int = 30) -> dict[str, Any
     engine, why = choose_engine(model, chosen)
     x = graphs.example_inputs(model.config.spec, 8, 100)  # the first user has no history
     together = engine.head(engine.tower(x), x)
-    with torch.inference_mode():
-        plain = model.network({k: torch.from_numpy(v) for k, v in x.items()})
-    against = max(float(np.abs(together[h] - model.calibration.apply(h, z.numpy())).max()) for h, z in plain.items())
+    plain = _plain(model, x)
+    against = max(float(np.abs(together[h] - p).max()) for h, p in plain.items())
     alone = 0.0
     for row in range(8):
         one = {k: v[row : row + 1] for k, v in x.items()}
         found = engine.head(engine.tower(one), one)
         alone = max(alone, *(float(np.abs(found[h][0] - together[h][row]).max()) for h in found))
     whole = all(bool(np.isfinite(p).all() and (p > 0).all() and (p < 1).all()) for p in together.values())
-    limit = ALLOWED if engine.name in ("eager", "fused") else 1e-3
+    limit = ALLOWED if engine.name.split("+")[0] in ("eager", "fused", "trees") else 1e-3
     reasons = [
         *(["a probability is not strictly between 0 and 1"] if not whole else []),
         *([f"the engine differs from the network by {against:.2g}"] if not against <= limit else []),
@@ -43,6 +44,20 @@ def check(model: Model, prefer: str = "auto", rounds: int = 30) -> dict[str, Any
         "model": model.id, "ok": not reasons, "reason": "; ".join(reasons) or None, "engine": engine.name, "engine_why": why,
         "against_network": against, "alone_or_together": alone, **_times(engine, x, rounds),
     }  # fmt: skip
+
+
+def _plain(model: Model, x: Inputs) -> dict[str, NDArray[np.float64]]:
+    """Probabilities by the plain network in one piece, and by the trees where the model has some."""
+    logits: dict[str, NDArray[np.floating]] = {}
+    if model.network_weight:
+        with torch.inference_mode():
+            logits = {h: z.numpy() for h, z in model.network({k: torch.from_numpy(v) for k, v in x.items()}).items()}
+    if model.forest is not None:
+        b, c = x["c_id"].shape
+        dense: NDArray[Any] = x["c_dense"].reshape(b * c, -1)
+        trees = model.forest.scores(dense, x["u_dense"], x["x_cat"], np.full(b, c)).reshape(b, c)
+        logits["ctr"] = model.network_weight * logits["ctr"] + trees if logits else trees
+    return calibrated(model, logits, x)
 
 
 def _times(engine: Engine, x: Inputs, rounds: int) -> dict[str, float]:
@@ -59,7 +74,12 @@ def _times(engine: Engine, x: Inputs, rounds: int) -> dict[str, float]:
 
 
 def export(model: Model, out: Path) -> dict[str, Any]:
-    """Write <name>.pt2 for tower and head; torch.export.load reads them. For up to 32 users and 1,000 candidates."""
+    """Write <name>.pt2 for tower and head; torch.export.load reads them. For up to 32 users and 1,000 candidates.
+
+    UsageError for a model with trees, which such a program can't hold.
+    """
+    if model.forest is not None:
+        raise UsageError(f"{model.id} has trees, which torch.export can't hold: export a model of the network alone")
     out.mkdir(parents=True, exist_ok=True)
     files = {}
     for graph in graphs.graphs(model.network, 32, (1000,)):

@@ -17,7 +17,7 @@ from stream_dmgin.errors import StreamDmginError, UsageError
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.models.dmgin import Tower
 from stream_dmgin.models.registry import Model
-from stream_dmgin.scoring.engine import HEAD_INPUTS, Inputs, UserTower
+from stream_dmgin.scoring.engine import HEAD_INPUTS, Inputs, UserTower, calibrated
 from stream_dmgin.scoring.graphs import CANDIDATE_INPUTS, LEAST, TOWER_INPUTS, difference
 
 MAX_USERS, CANDIDATES = 32, (128, 1000)  # the profiles: users at a time, candidates of each head
@@ -92,7 +92,7 @@ class CompiledEngine:
 
     def head(self, towers: Sequence[UserTower], inputs: Inputs) -> dict[str, NDArray[np.float64]]:
         """As `logits`, as calibrated probabilities."""
-        return self.model.calibration.apply_all(self.logits(towers, inputs))
+        return calibrated(self.model, self.logits(towers, inputs), inputs)
 
 
 def _padded(array: NDArray[Any], device: str, users: int, candidates: int | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.models import ragged
 from stream_dmgin.models.dmgin import Tower
 from stream_dmgin.models.registry import Model
+from stream_dmgin.models.segments import segment_codes
 
 Inputs = Mapping[str, NDArray[Any]]
 Prefer = Literal["auto", "fused", "eager", "tensorrt"]
@@ -136,7 +137,19 @@ class EagerEngine:
 
     def head(self, towers: Sequence[UserTower], inputs: Inputs) -> dict[str, NDArray[np.float64]]:
         """As `logits`, as calibrated probabilities."""
-        return self.model.calibration.apply_all(self.logits(towers, inputs))
+        return calibrated(self.model, self.logits(towers, inputs), inputs)
+
+
+def calibrated(
+    model: Model, logits: Mapping[str, NDArray[np.floating]], inputs: Inputs
+) -> dict[str, NDArray[np.float64]]:
+    """Probabilities of raw logits [B,C] per head, shifted by the segments of the request where the calibration asks for it."""
+    if not model.calibration.shifts:
+        return model.calibration.apply_all(logits)
+    b, c = inputs["c_id"].shape
+    dense = inputs["c_dense"].reshape(b * c, -1)
+    codes = segment_codes(model.config.spec, dense, inputs["u_dense"], inputs["x_cat"], np.full(b, c))
+    return model.calibration.apply_all(logits, {k: v.reshape(b, c) for k, v in codes.items()})
 
 
 def choose_engine(model: Model, prefer: Prefer = "auto", engines: Path | None = None) -> tuple[Engine, str]:
@@ -147,6 +160,17 @@ def choose_engine(model: Model, prefer: Prefer = "auto", engines: Path | None = 
     """
     if prefer not in ("auto", "fused", "eager", "tensorrt"):
         raise UsageError(f"engine {prefer!r} is not known: give auto, fused, eager or tensorrt")
+    if model.forest is None:
+        return _of_network(model, prefer, engines)
+    from stream_dmgin.scoring.stacked import StackEngine
+
+    if not model.network_weight:
+        return StackEngine(model, None), "trees on the CPU: the model has no network"
+    network, why = _of_network(model, prefer, engines)
+    return StackEngine(model, network), f"{why}, with trees beside it"
+
+
+def _of_network(model: Model, prefer: Prefer, engines: Path | None) -> tuple[Engine, str]:
     if prefer == "eager":
         return EagerEngine(model), "eager on the CPU, as asked"
     lacking = "as asked"

@@ -21,7 +21,7 @@ from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.models.dmgin import DMGIN, GAPS, GAPS_AN_OCTAVE, HSTU
 from stream_dmgin.models.registry import Model
 from stream_dmgin.scoring import fused_head, fused_tower
-from stream_dmgin.scoring.engine import Inputs, UserTower
+from stream_dmgin.scoring.engine import Inputs, UserTower, calibrated
 from stream_dmgin.scoring.graphs import difference
 
 TOLERANCE = 5e-5  # of logits against eager: other kernels, another order of sums, all in fp32
@@ -263,7 +263,7 @@ class FusedEngine:
 
     def head(self, towers: Sequence[UserTower], inputs: Inputs) -> dict[str, NDArray[np.float64]]:
         """As `logits`, as calibrated probabilities."""
-        return self.model.calibration.apply_all(self.logits(towers, inputs))
+        return calibrated(self.model, self.logits(towers, inputs), inputs)
 
 
 def _np(t: Tensor) -> Floats:
