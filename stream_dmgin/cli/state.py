@@ -10,6 +10,7 @@ import click
 
 from stream_dmgin.cli.common import Context, common_options, moment, table
 from stream_dmgin.cli.state_erase import erase
+from stream_dmgin.cli.state_forget import forget
 from stream_dmgin.cli.state_rescale import rescale
 from stream_dmgin.cli.state_stores import compact, diff, rebuild, restore, snapshot, snapshots
 from stream_dmgin.errors import UsageError
@@ -22,7 +23,7 @@ def command() -> None:
     """What is known of users: look at it, and check that it is the fold of the log. A worker may be running."""
 
 
-for verb in (erase, rescale, snapshot, snapshots, restore, rebuild, compact, diff):
+for verb in (erase, forget, rescale, snapshot, snapshots, restore, rebuild, compact, diff):
     command.add_command(verb)
 
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stream_dmgin.cli.common import Context, common_options, dry_run_option, yes_option
+from stream_dmgin.cli.common import Context, common_options, dry_run_option, moment, yes_option
 from stream_dmgin.errors import InputError
 
 if TYPE_CHECKING:
     from stream_dmgin.control import Erasure
     from stream_dmgin.log.base import Log
+    from stream_dmgin.settings import Settings
     from stream_dmgin.state.ops.stores import Stores
 
 POLL_S = 0.2
@@ -54,6 +55,7 @@ def erase(ctx: Context, user: str, wait: float, dry_run: bool, yes: bool) -> Non
             "digest": orders[0].digest,
             "dry_run": dry_run,
             "ordered": not dry_run,
+            "snapshots": _snapshots(settings, orders[0].at),
             "partitions": [],
         }
         if not dry_run:
@@ -63,7 +65,13 @@ def erase(ctx: Context, user: str, wait: float, dry_run: bool, yes: bool) -> Non
             gone = found.get(e.partition, ops.Gone())
             line = {"partition": e.partition, "offsets": e.offsets, **ops.as_dict(gone)}
             if not dry_run:
-                audit.record(settings.data_dir, "erase ordered", digest=e.digest, **line)
+                audit.record(
+                    settings.data_dir,
+                    "erase ordered",
+                    digest=e.digest,
+                    snapshots_free_by=data["snapshots"]["free_by"],
+                    **line,
+                )
                 line["erased_here"] = _carry_out(stores, log, e, user, wait)
             data["partitions"].append(line)
     ctx.emit(data, lambda d: _shown(d, found))
@@ -106,6 +114,19 @@ def _carry_out(stores: Stores | None, log: Log, e: Erasure, user: str, wait: flo
         time.sleep(POLL_S)
 
 
+def _snapshots(settings: Settings, at: int) -> dict[str, Any]:
+    """Where workers keep snapshots, and the time (ms UTC) by which none there holds the user any more; None without any place."""
+    to = str(settings["snapshot.to"])
+    by = at + int(settings["snapshot.erase_within_days"] * 86_400_000)
+    return {"to": to or None, "free_by": by if to and settings["snapshot.every_s"] else None}
+
+
+def _snapshots_said(d: dict[str, Any], dry_run: bool) -> str:
+    if d["free_by"] is None:
+        return "no worker with these settings takes snapshots: those taken by hand go by `state forget --from URL` (docs/erase.md)"
+    return f"snapshots at {d['to']} {'would be' if dry_run else 'are'} free of it by {moment(d['free_by'])} (snapshot.erase_within_days)"
+
+
 def _said(found: dict[int, Any]) -> str:
     if not found:
         return "of whom this data directory holds nothing"
@@ -115,7 +136,7 @@ def _said(found: dict[int, Any]) -> str:
 
 def _shown(d: dict[str, Any], found: dict[int, Any]) -> str:
     if d["dry_run"]:
-        return f"would erase {d['user_id']!r} (digest {d['digest']}): {_said(found)}"
+        return f"would erase {d['user_id']!r} (digest {d['digest']}): {_said(found)}\n{_snapshots_said(d['snapshots'], True)}"
     lines = [f"ordered: {d['user_id']!r} (digest {d['digest']}) is erased, {_said(found)}"]
     for line in d["partitions"]:
         done = {
@@ -124,4 +145,4 @@ def _shown(d: dict[str, Any], found: dict[int, Any]) -> str:
             None: "no store of it is here: the worker that owns it carries it out",
         }
         lines.append(f"partition {line['partition']}: {done[line['erased_here']]}")
-    return "\n".join(lines)
+    return "\n".join([*lines, _snapshots_said(d["snapshots"], False)])

@@ -7,7 +7,7 @@ its user hashes, until the engine has passed all of their offsets: from then on 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 import numpy as np
@@ -17,6 +17,8 @@ from stream_dmgin.control import Erasure, digest_of
 from stream_dmgin.state.parse import MALFORMED, OK, EventColumns
 
 MARK = b"e/"  # side row of a store: this erasure is in it
+FREE = MARK + b"free"  # side row: the erasures of which its files hold nothing any more, since they were compacted
+DIGITS = 16  # of a digest, hexadecimal: among the erasures of a partition no two are alike
 
 
 class Erased:
@@ -70,3 +72,19 @@ def mark_of(e: Erasure) -> tuple[bytes, bytes]:
 def is_marked(row: bytes | None, e: Erasure) -> bool:
     """Whether a store with this side row has it in it, or a later one of the same user."""
     return row is not None and all(a >= b for a, b in zip(msgspec.msgpack.decode(row), e.ends, strict=True))
+
+
+def free_row(marks: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, bytes] | None:
+    """The side row to commit once a compaction is through that began with these side rows (key, value) under MARK in the store."""
+    free = {k[len(MARK) :].hex()[:DIGITS]: sum(msgspec.msgpack.decode(v)) for k, v in marks if k != FREE}
+    return (FREE, msgspec.msgpack.encode(free)) if free else None
+
+
+def free_of(row: bytes | None) -> dict[str, int]:
+    """What the side row FREE says: first digits of a user's digest -> sum of the offsets of the erasure."""
+    return msgspec.msgpack.decode(row, type=dict[str, int]) if row else {}
+
+
+def is_free(free: Mapping[str, int], e: Erasure) -> bool:
+    """Whether files that are free of these hold nothing of this erasure."""
+    return free.get(e.digest[:DIGITS], -1) >= sum(e.ends)

@@ -122,6 +122,14 @@ def open_store(path: Path, partition: int, read_only: bool) -> Rdict:
     return db
 
 
+def forget_names(path: Path) -> None:
+    """Have RocksDB write the list of files of a store that nobody else has open anew: the old one goes on naming the first and last
+    keys, which hold user ids, of files that are gone."""
+    o = options(False)
+    o.set_disable_auto_compactions(True)
+    Rdict(str(path), o).close()
+
+
 def check_format(db: Rdict, path: Path, partition: int, exists: bool, read_only: bool = False) -> None:
     """Check the meta row, or write it into a new store."""
     raw = db.get(ROW_META)

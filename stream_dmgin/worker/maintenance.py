@@ -8,7 +8,8 @@ from typing import Any
 from stream_dmgin.state.ops.inspect import running
 from stream_dmgin.worker.admin import Tell
 from stream_dmgin.worker.between import Between
-from stream_dmgin.worker.partitions import Partitions
+from stream_dmgin.worker.forgetting import Commit, compact
+from stream_dmgin.worker.partitions import Owned, Partitions
 
 STATS_S = 20.0
 
@@ -16,20 +17,23 @@ STATS_S = 20.0
 class Maintenance:
     """Called from threads of the local door."""
 
-    def __init__(self, between: Between, partitions: Partitions) -> None:
-        self._between, self._partitions = between, partitions
+    def __init__(self, between: Between, partitions: Partitions, commit: Commit) -> None:
+        self._between, self._partitions, self._commit = between, partitions, commit
 
     def compact(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:
         """{"partition": one, or none for all} -> {"partitions": [...]}; tells {"partition", "done", "of"}."""
         wanted = arguments.get("partition")
 
-        def engines() -> dict[int, Any]:
-            return {p: o.engine for p, o in self._partitions.owned.items() if wanted in (None, p)}
+        def owned() -> dict[int, Owned]:
+            return {p: o for p, o in self._partitions.owned.items() if wanted in (None, p)}
 
-        mine = self._between.call(engines)
-        for p, engine in sorted(mine.items()):
-            for done, of in engine.compact():
+        mine = self._between.call(owned)
+        for p, o in sorted(mine.items()):
+
+            def told(done: int, of: int, p: int = p) -> None:
                 tell({"partition": p, "done": done, "of": of})
+
+            compact(self._between, self._partitions, self._commit, o, told)
         return {"partitions": sorted(mine)}
 
     def stats(self, arguments: dict[str, Any], tell: Tell) -> dict[str, Any]:

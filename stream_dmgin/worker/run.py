@@ -25,6 +25,7 @@ from stream_dmgin.worker.answers import FLOOR, Answers
 from stream_dmgin.worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from stream_dmgin.worker.disk import Disk
 from stream_dmgin.worker.erasing import Erasing
+from stream_dmgin.worker.forgetting import Forgetting
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.http import HealthServer, free_address
 from stream_dmgin.worker.lag import LagWatcher
@@ -200,7 +201,7 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         regroup.begin()
         loop.chores.append(regroup.turn)
         checkpoints = Checkpoints(loop.between, partitions, loop.commit_one, settings.data_dir, health)
-        maintenance = Maintenance(loop.between, partitions)
+        maintenance = Maintenance(loop.between, partitions, loop.commit_one)
         stack.enter_context(
             Admin(
                 settings.data_dir,
@@ -208,7 +209,11 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
             )
         )
         if settings["snapshot.to"] and settings["snapshot.every_s"]:
-            stack.enter_context(Snapshots(settings, checkpoints, health))
+            forgetting = Forgetting(
+                settings.data_dir, settings.prefix, loop.between, partitions, shared.control, loop.commit_one,
+                settings["snapshot.erase_within_days"],
+            )  # fmt: skip
+            stack.enter_context(Snapshots(settings, checkpoints, forgetting, health))
         stack.callback(loop.between.close)
         try:
             yield Worker(

@@ -27,6 +27,7 @@ from stream_dmgin.state.snapshots.upload import Stopped
 from stream_dmgin.state.store import REQUESTS_ROW
 from stream_dmgin.worker import admin
 from stream_dmgin.worker.between import Between
+from stream_dmgin.worker.forgetting import Forgetting
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.partitions import Owned, Partitions
 
@@ -96,10 +97,10 @@ class Checkpoints:
 class Snapshots:
     """The thread that takes a snapshot of the worker's own partitions every `snapshot.every_s` seconds."""
 
-    def __init__(self, settings: Settings, checkpoints: Checkpoints, health: Health) -> None:
+    def __init__(self, settings: Settings, checkpoints: Checkpoints, forgetting: Forgetting, health: Health) -> None:
         self._data_dir, self._every = settings.data_dir, settings["snapshot.every_s"]
         self._place, self._keep = Place(settings["snapshot.to"]), settings["snapshot.keep"]
-        self._checkpoints, self._health = checkpoints, health
+        self._checkpoints, self._forgetting, self._health = checkpoints, forgetting, health
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
 
@@ -137,13 +138,16 @@ class Snapshots:
                 )  # fmt: skip
 
     def _take(self) -> dict[str, Any]:
+        self._forgetting.prepare()
         id_ = new_id()
         with workshop(self._data_dir, id_, patience_s=self._every) as directory:
             self._checkpoints.take(directory)
-            return upload_all(
+            done = upload_all(
                 self._place, Stores.of(self._data_dir), directory, id_, self._keep,
                 wanted=lambda p: not self._stop.is_set() and self._checkpoints.owned(p),
             )  # fmt: skip
+            self._forgetting.finish(self._place, done["partitions"])
+        return done
 
 
 def snapshot(

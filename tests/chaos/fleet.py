@@ -12,6 +12,7 @@ from pathlib import Path
 
 CLI = [sys.executable, "-m", "stream_dmgin.cli.main"]
 ROOT = Path(__file__).parents[2]
+MANY = 60  # exits that nobody asked for, after which a campaign says nothing any more
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Fleet:
             elif m.process is not None and not m.alive:
                 if m.process.returncode not in (0, -signal.SIGKILL):
                     self.unexpected.append(f"{m.name}: exit {m.process.returncode}")
+                    assert len(self.unexpected) < MANY, f"the workers keep ending: {m.log.read_text()[-1000:]}"
                 m.process, m.paused_until = None, 0.0
                 m.start_at = m.start_at or now
             if m.process is None and m.start_at and now >= m.start_at:
@@ -99,6 +101,7 @@ def environment(**settings: str) -> dict[str, str]:
         "STREAM_DMGIN_WORKER_COMMIT_INTERVAL_S": "0.4", "STREAM_DMGIN_KAFKA_SESSION_TIMEOUT_MS": "4000",
         "STREAM_DMGIN_KAFKA_MAX_POLL_INTERVAL_MS": "6000",
     }  # fmt: skip
-    if settings.get("STREAM_DMGIN_WORKER_GROUP_PROTOCOL") == "consumer":  # the broker's business there
+    if settings.get("STREAM_DMGIN_WORKER_GROUP_PROTOCOL") == "consumer":  # the session is the broker's business there
         del own["STREAM_DMGIN_KAFKA_SESSION_TIMEOUT_MS"]
+        own["STREAM_DMGIN_KAFKA_MAX_POLL_INTERVAL_MS"] = "45000"  # librdkafka: not below its default of the session
     return {**os.environ, **own, **settings}

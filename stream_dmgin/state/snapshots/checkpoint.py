@@ -6,13 +6,15 @@ import contextlib
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rocksdict import Checkpoint, Rdict
 
 from stream_dmgin.errors import UsageError
+from stream_dmgin.state.erased import FREE, MARK, free_of
 from stream_dmgin.state.layout import ROW_GROUPS, ROW_OFFSETS
+from stream_dmgin.state.rows import rows_of
 from stream_dmgin.state.snapshots.alone import alone
 from stream_dmgin.state.store import OFFSETS, REQUESTS_ROW, SIDE, open_store
 
@@ -23,12 +25,15 @@ LOCK_S = 5.0
 @dataclass(frozen=True)
 class Facts:
     """What a store says of itself. `offsets`: next offset by event topic number; `requests`: next request to answer;
-    `map_id`: the group map it is folded with, None where it doesn't say."""
+    `map_id`: the group map it is folded with, None where it doesn't say; `erased`: whether users were erased from it; `free_of`: of which
+    its files hold nothing any more (state/erased.py)."""
 
     offsets: tuple[int, ...]
     users: int
     requests: int | None
     map_id: str | None
+    erased: bool = False
+    free_of: dict[str, int] = field(default_factory=dict)
 
 
 def facts_of(store: Path, partition: int) -> Facts | None:
@@ -52,6 +57,8 @@ def facts_in(db: Rdict) -> Facts | None:
         users,
         None if requests is None else int.from_bytes(requests, "big"),
         map_id.decode() if map_id else None,
+        erased=next(rows_of(db, SIDE + MARK), None) is not None,
+        free_of=free_of(db.get(SIDE + FREE)),
     )
 
 

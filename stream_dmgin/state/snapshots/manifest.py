@@ -3,6 +3,7 @@
 ID.json   {"snapshot_format": 1, "state_format": 1, "id": ..., "partition": 3, "partitions": 8, "prefix": "dmgin.",
            "created_ms": ..., "groups": {"id": ..., "sha256": ..., "size": ...},
            "offsets": {topic: next offset}, "requests": next request or null, "users": n, "size": n,
+           "free_of": {digits of a digest: sum of offsets} (erasures of which the files hold nothing),
            "files": [{"name": ..., "sha256": ..., "size": ...}], "checksum": sha256 of all the rest}
 """
 
@@ -53,6 +54,7 @@ class Manifest(msgspec.Struct, frozen=True):
     users: int
     size: int
     files: tuple[File, ...]
+    free_of: dict[str, int] = {}
     snapshot_format: int = SNAPSHOT_FORMAT
     state_format: int = STATE_FORMAT
 

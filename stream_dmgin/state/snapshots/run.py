@@ -15,6 +15,7 @@ from stream_dmgin.state.snapshots.place import Place
 from stream_dmgin.state.snapshots.restore import candidates
 from stream_dmgin.state.snapshots.shared_maps import sweep_maps
 from stream_dmgin.state.snapshots.upload import Told, expire, surplus, upload
+from stream_dmgin.state.store import forget_names
 
 ToldPartition = Callable[[int, int], Told]  # (partition, bytes in all) -> hears of bytes taken care of
 HASHES = "hashes.json"
@@ -44,6 +45,8 @@ def upload_all(
         if facts is None:
             out["nothing_committed"].append(p)
             continue
+        if facts.erased:
+            forget_names(path)
         done = upload(
             place, stores, p, path, facts, id_, hashes,
             told=lambda total, p=p: told(p, total), wanted=lambda p=p: wanted(p),  # type: ignore[misc]

@@ -76,6 +76,7 @@ def upload(
         id=id_, partition=partition, partitions=stores.partitions, prefix=stores.prefix, created_ms=time.time_ns() // 1_000_000,
         groups=groups,
         offsets=dict(zip(names, facts.offsets, strict=True)), requests=facts.requests, users=facts.users, size=total, files=files,
+        free_of=facts.free_of,
     )  # fmt: skip
     if not wanted():
         raise Stopped("the snapshot was given up")
