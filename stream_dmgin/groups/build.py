@@ -1,4 +1,4 @@
-"""Groups from item embeddings: K-means on the unit sphere, with a cap on the size of a group.
+"""A map from vectors: cluster, balance, give the rest a group, number the groups, measure.
 
 A map is built once for many items (minutes, not the hot path), deterministically by seed whatever the order of the rows.
 """
@@ -6,213 +6,221 @@ A map is built once for many items (minutes, not the hot path), deterministicall
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from stream_dmgin.errors import InputError
+from stream_dmgin.errors import InputError, UsageError
+from stream_dmgin.groups import kmeans, quality
+from stream_dmgin.groups.balance import balance, cap_of, place
+from stream_dmgin.groups.coclicks import groups_per_user
+from stream_dmgin.groups.items import Items, Matrix
+from stream_dmgin.groups.kmeans import Labels
 from stream_dmgin.groups.map import GroupMap
+from stream_dmgin.groups.quality import Quality
+from stream_dmgin.groups.residual import residual
+from stream_dmgin.groups.space import SOURCES, Space
+from stream_dmgin.groups.stability import compare, numbered_like
 
 MAX_LOAD = 3.0  # a group holds at most this many times the mean
-_SMALL = 5_000_000  # items x groups up to which all of Lloyd's K-means is affordable
-_CHUNK = 4096
-
-Matrix = NDArray[np.float32]
+METHODS = ("kmeans", "residual")
 
 
 @dataclass(frozen=True)
-class Embeddings:
-    """Items with vectors, sorted by id. `left_out`: rows without a vector. `category` where the file had the column."""
+class Clustering:
+    """How vectors are clustered. `levels`: codes of each level, for the method residual. `only_new`: items of the previous map
+    keep their groups, others join the nearest."""
 
-    ids: list[str]
-    vectors: Matrix
-    left_out: int
-    category: list[str | None] | None
+    method: str = "kmeans"
+    k: int = 0
+    levels: tuple[int, ...] = ()
+    max_load: float = MAX_LOAD
+    seed: int = 0
+    library: str = "auto"
+    only_new: bool = False
 
 
 @dataclass(frozen=True)
-class Quality:
-    """How good a map is. `balance`: e^entropy of the sizes / groups (1: all equal). `purity`: share of items that are of
-    their group's commonest category, where known. `cohesion`: mean cosine of an item and its group's mean. `moved`: items
-    put elsewhere because their group was full."""
+class Built:
+    """A map, its measures, and where each item's group comes from (`source`: one of SOURCES an item)."""
 
-    items: int
-    groups: int
-    empty: int
-    smallest: int
-    median: float
-    largest: int
-    balance: float
-    cohesion: float
-    purity: float | None
-    moved: int
-    left_out: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """The numbers by name."""
-        return asdict(self)
+    groups: GroupMap
+    quality: Quality
+    source: list[str]
+    report: dict[str, Any]
 
 
-def read_embeddings(path: str | Path) -> Embeddings:
-    """Read Parquet with `item_id` and `embedding` (or `vector`): lists of equal numbers of floats. Raises InputError naming
-    the row and the fix."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def build(space: Space, how: Clustering, previous: GroupMap | None = None) -> Built:
+    """Group the items of `space`: those with vectors by clustering, others by category, the rest stay groups of their own.
 
-    try:
-        names = pq.read_schema(path).names
-        column = next((c for c in ("embedding", "vector") if c in names), None)
-        if "item_id" not in names or column is None:
-            raise InputError(f"{path} needs the columns item_id and embedding (or vector); it has {', '.join(names)}")
-        wanted = ["item_id", column, *(["category"] if "category" in names else [])]
-        table = pq.read_table(path, columns=wanted).combine_chunks()
-    except (OSError, pa.ArrowException) as e:
-        raise InputError(f"{path} can't be read as Parquet: {e}") from None
-    ids = table.column("item_id").cast(pa.string()).to_pylist()
-    there = [i for i, ok in enumerate(table.column(column).is_valid().to_pylist()) if ok]
-    if not there:
-        raise InputError(f"{path}: no item has an embedding, so there is nothing to group")
-    lists = table.column(column).take(pa.array(there, pa.int64()))
-    vectors = _matrix(path, column, lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists, there)
-    row_of: dict[str, int] = {}
-    for i in there:
-        if not ids[i]:
-            raise InputError(f"{path}, row {i}: item_id is empty")
-        if row_of.setdefault(ids[i], i) != i:
-            raise InputError(f"{path}: item {ids[i]!r} is in rows {row_of[ids[i]]} and {i}: keep one of them")
-    order = sorted(range(len(there)), key=lambda j: ids[there[j]])
-    categories = table.column("category").cast(pa.string()).to_pylist() if "category" in table.column_names else None
-    return Embeddings(
-        [ids[there[j]] for j in order],
-        vectors[order],
-        len(ids) - len(there),
-        None if categories is None else [categories[there[j]] for j in order],
-    )
-
-
-def _matrix(path: str | Path, column: str, lists: Any, rows: list[int]) -> Matrix:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    try:
-        widths = np.asarray(pc.list_value_length(lists).to_numpy(zero_copy_only=False), np.int64)
-        flat = np.asarray(pc.list_flatten(lists).cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False))
-    except pa.ArrowException as e:
-        raise InputError(f"{path}: column {column} must hold lists of numbers: {e}") from None
-    odd = np.flatnonzero(widths != widths[0])
-    if len(odd):
-        i = int(odd[0])
-        raise InputError(
-            f"{path}, row {rows[i]}: an embedding of {widths[i]} numbers, where the first has {widths[0]}:"
-            " all must come from one encoder"
+    Without `previous`, groups are numbered in the order of their first item by id, so that equal clusterings give equal maps;
+    with it, clustering begins at its groups and they keep their numbers. Raises InputError, UsageError.
+    """
+    _check(space, how, previous)
+    split = moved = 0
+    levels: tuple[int, ...] = ()
+    rows, ids = space.vectors.rows, space.items.ids
+    names = [ids[i] for i in rows.tolist()]
+    if how.only_new and previous is not None:
+        groups = _joining(space.x, names, previous, how.max_load)
+        k, levels = len(np.unique(groups)), previous.levels
+    elif how.method == "residual":
+        levels = how.levels
+        groups, _, moved = residual(space.x, levels, how.seed, how.library, how.max_load)
+        k = len(np.unique(groups))
+    else:
+        k = how.k
+        groups, split, moved = cluster(
+            space.x, how, None if previous is None else _centres(space.x, names, previous, k)
         )
-    if widths[0] == 0:
-        raise InputError(f"{path}: embeddings of no numbers can't be grouped")
-    out: Matrix = flat.reshape(len(rows), int(widths[0]))
-    bad = np.flatnonzero(~np.isfinite(out).all(1))
-    if len(bad):
+        groups = _in_order(groups) if previous is None else numbered_like(previous, names, groups)
+    every = np.full(len(space.items), -1, np.int64)
+    every[rows] = groups
+    source = np.full(len(space.items), SOURCES.index("singleton"))
+    source[rows] = np.where(space.by_behaviour, SOURCES.index("behaviour"), SOURCES.index("content"))
+    by_category = _by_category(space.items, every, levels, previous)
+    every[by_category >= 0] = by_category[by_category >= 0]
+    source[by_category >= 0] = SOURCES.index("category")
+    if how.only_new and previous is not None:
+        every = np.array([previous.items.get(n, g) for n, g in zip(ids, every.tolist(), strict=True)], np.int64)
+    items = {name: g for name, g in zip(ids, every.tolist(), strict=True) if g >= 0}
+    if how.only_new and previous is not None:
+        items = {**previous.items, **items}
+    found = GroupMap(items, "residual" if levels else "kmeans", levels)
+    measured = _measured(space, groups, every, k, split, moved)
+    said = [SOURCES[i] for i in source.tolist()]
+    return Built(found, measured, said, _report(space, how, found, measured, Counter(said), every, previous))
+
+
+def _check(space: Space, how: Clustering, previous: GroupMap | None) -> None:
+    n = len(space.vectors.rows)
+    if how.method not in METHODS:
+        raise UsageError(f"--method {how.method!r} is not known: choose one of {', '.join(METHODS)}")
+    if how.only_new and previous is None:
+        raise UsageError("--only-new needs the map whose groups stay: give --previous")
+    if previous is not None and not how.only_new and how.method == "residual":
+        raise UsageError("residual codes can't be matched to a previous map: use --only-new, or --method kmeans")
+    if not how.max_load >= 1:
+        raise InputError(f"a cap of {how.max_load} times the mean size can't be kept: give 1 or more")
+    if not n and space.items.category is None:
         raise InputError(
-            f"{path}, row {rows[int(bad[0])]}: the embedding holds a number that is not finite (or a null)"
+            "no item has an embedding, enough clicks, or a category: there is nothing to group by. Give --encoder for their"
+            " words, or --events"
         )
+    if n and how.method == "kmeans" and not how.only_new and not 1 <= how.k <= n:
+        raise InputError(f"{how.k} groups of {n} items can't be built: choose K between 1 and {n}")
+
+
+def cluster(x: Matrix, how: Clustering, start: Matrix | None = None) -> tuple[Labels, int, int]:
+    """(label of each row, groups that were split, rows moved): at most `how.k` groups of at most `max_load` times the mean."""
+    if not len(x):
+        return np.zeros(0, np.int64), 0, 0
+    labels, centres = kmeans.kmeans(x, how.k, how.seed, how.library, start)
+    done = balance(x, labels, centres, cap_of(len(x), how.k, how.max_load), how.k, how.seed)
+    return done.labels, done.split, done.moved
+
+
+def _in_order(labels: Labels) -> Labels:
+    _, first, code = np.unique(labels, return_index=True, return_inverse=True)
+    return np.asarray(np.argsort(np.argsort(first))[code.reshape(-1)], np.int64)
+
+
+def _old(names: list[str], previous: GroupMap) -> Labels:
+    return np.array([previous.items.get(n, -1) for n in names], np.int64)
+
+
+def _means(x: Matrix, old: Labels) -> tuple[Labels, Matrix]:
+    """(numbers of the old groups that have rows, their mean vectors)."""
+    known = np.flatnonzero(old >= 0)
+    numbers, code = np.unique(old[known], return_inverse=True)
+    means = np.zeros((len(numbers), x.shape[1]))
+    np.add.at(means, code.reshape(-1), x[known].astype(np.float64))
+    return numbers, (means / np.maximum(np.bincount(code.reshape(-1)), 1)[:, None]).astype(np.float32)
+
+
+def _centres(x: Matrix, names: list[str], previous: GroupMap, k: int) -> Matrix | None:
+    """The previous groups' means in today's vectors, those with most items first; None where no item is known to it."""
+    old = _old(names, previous)
+    numbers, means = _means(x, old)
+    if not len(numbers):
+        return None
+    sizes = np.array([np.count_nonzero(old == g) for g in numbers]) if len(numbers) > k else np.zeros(len(numbers))
+    return means[np.argsort(-sizes, kind="stable")][:k]
+
+
+def _joining(x: Matrix, names: list[str], previous: GroupMap, max_load: float) -> Labels:
+    old = _old(names, previous)
+    numbers, means = _means(x, old)
+    if not len(numbers):
+        raise InputError(f"none of the items is in map {previous.id}: its groups have no place among these embeddings")
+    labels = np.searchsorted(numbers, old)
+    new = np.flatnonzero(old < 0)
+    # old groups may be over the cap by now: nobody moves, they only take no more
+    cap = max(cap_of(len(x), len(numbers), max_load), 1)
+    sizes = np.bincount(labels[old >= 0], minlength=len(numbers))
+    allowed = sizes < cap
+    labels[new] = -1
+    if len(new):
+        labels = place(x, labels, means, cap, new, allowed)
+    return numbers[labels]
+
+
+def _by_category(items: Items, groups: Labels, levels: tuple[int, ...], previous: GroupMap | None) -> Labels:
+    """Groups of the items that have a category and nothing else: one for each category, beyond all others. In a hierarchical
+    map each is a first-level code of its own."""
+    out = np.full(len(items), -1, np.int64)
+    if items.category is None:
+        return out
+    bare = [i for i in np.flatnonzero(groups < 0).tolist() if items.category[i] is not None]
+    below = math.prod(levels[1:]) if levels else 1
+    top = max([int(groups.max(initial=-1)), *(previous.items.values() if previous is not None else ())])
+    first = max(levels[0], top // below + 1) if levels else top + 1
+    number: dict[str, int] = {}
+    if previous is not None:  # a category that had a group of its own goes on with it
+        taken = set(groups[groups >= 0].tolist())
+        for i in bare:
+            g = previous.items.get(items.ids[i], -1)
+            if g >= 0 and g not in taken:
+                number.setdefault(str(items.category[i]), g)
+    for c in sorted({str(items.category[i]) for i in bare} - set(number)):
+        number[c], first = first * below, first + 1
+    for i in bare:
+        out[i] = number[str(items.category[i])]
     return out
 
 
-def build(items: Embeddings, k: int, seed: int = 0, max_load: float = MAX_LOAD) -> tuple[GroupMap, Quality]:
-    """Cluster the items into at most `k` groups, none larger than `max_load` times the mean. Groups are numbered in the order
-    of their first item by id, so that equal clusterings give equal maps. Raises InputError."""
-    n = len(items.ids)
-    if not 1 <= k <= n:
-        raise InputError(f"{k} groups of {n} items can't be built: choose K between 1 and {n}")
-    if not max_load >= 1:
-        raise InputError(f"a cap of {max_load} times the mean size can't be kept: give 1 or more")
-    norms = np.linalg.norm(items.vectors.astype(np.float64), axis=1, keepdims=True)
-    x = (items.vectors / np.maximum(norms, 1e-12)).astype(np.float32)
-    labels, centres = _cluster(x, k, seed)
-    labels, moved = _balanced(x, labels, centres, max(1, math.ceil(max_load * n / k)))
-    first: dict[int, int] = {}
-    for i, label in enumerate(labels.tolist()):
-        first.setdefault(label, i)
-    number = {label: g for g, label in enumerate(sorted(first, key=lambda c: first[c]))}
-    groups = np.array([number[c] for c in labels.tolist()])
-    found = GroupMap(dict(zip(items.ids, groups.tolist(), strict=True)), "kmeans")
-    return found, _quality(x, groups, k, moved, items)
-
-
-def _cluster(x: Matrix, k: int, seed: int) -> tuple[NDArray[np.int64], Matrix]:
-    import warnings
-
-    from sklearn.cluster import KMeans, MiniBatchKMeans
-    from sklearn.exceptions import ConvergenceWarning
-
-    if len(x) * k <= _SMALL:
-        means = KMeans(k, n_init=4, random_state=seed)
-    else:
-        means = MiniBatchKMeans(k, batch_size=max(1024, 4 * k), n_init=1, max_no_improvement=20, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct items than k: some groups stay empty
-        labels = means.fit_predict(x)
-    return np.asarray(labels, np.int64), np.asarray(means.cluster_centers_, np.float32)
-
-
-def _balanced(x: Matrix, labels: NDArray[np.int64], centres: Matrix, cap: int) -> tuple[NDArray[np.int64], int]:
-    """Keep the `cap` items nearest to the centre of each overfull group; the others go, the nearest first, to the nearest
-    centre with room."""
-    labels = labels.copy()
-    sizes = np.bincount(labels, minlength=len(centres))
-    own = ((x - centres[labels]) ** 2).sum(1)
-    over: list[int] = []
-    for g in np.flatnonzero(sizes > cap):
-        members = np.flatnonzero(labels == g)
-        members = members[np.argsort(own[members], kind="stable")]
-        over += members[cap:].tolist()
-        sizes[g] = cap
-    over.sort(key=lambda i: (own[i], i))
-    square = (centres.astype(np.float64) ** 2).sum(1)
-    for start in range(0, len(over), _CHUNK):
-        part = over[start : start + _CHUNK]
-        far = square - 2.0 * x[part].astype(np.float64) @ centres.T.astype(np.float64)
-        for i, d in zip(part, far, strict=True):
-            to = int(np.argmin(np.where(sizes < cap, d, np.inf)))
-            labels[i] = to
-            sizes[to] += 1
-    return labels, len(over)
-
-
-def _quality(x: Matrix, groups: NDArray[np.int64], k: int, moved: int, items: Embeddings) -> Quality:
-    sizes = np.bincount(groups)
-    share = sizes / sizes.sum()
-    order = np.argsort(groups, kind="stable")
-    means = np.add.reduceat(x[order], np.cumsum(sizes) - sizes).astype(np.float64)
-    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+def _measured(space: Space, groups: Labels, every: Labels, k: int, split: int, moved: int) -> Quality:
+    placed = np.flatnonzero(every >= 0)
+    _, sizes = np.unique(every[placed], return_counts=True)
+    category = space.items.category
+    there = len(np.unique(groups)) if len(groups) else 0
     return Quality(
-        items=len(groups), groups=len(sizes), empty=k - len(sizes), smallest=int(sizes.min()), median=float(np.median(sizes)),
-        largest=int(sizes.max()), balance=float(np.exp(-(share * np.log(share)).sum()) / k),
-        cohesion=float((x * means[groups]).sum(1).mean()), purity=_purity(groups, items.category), moved=moved,
-        left_out=items.left_out,
+        items=len(placed), groups=len(sizes), empty=max(k - there, 0), smallest=int(sizes.min(initial=len(placed))),
+        median=float(np.median(sizes)) if len(sizes) else 0.0, largest=int(sizes.max(initial=0)),
+        balance=quality.balance_of(sizes, len(sizes) + max(k - there, 0)) if len(sizes) else 0.0,
+        cohesion=quality.cohesion_of(space.x, groups),
+        purity=quality.purity_of(every[placed].tolist(), None if category is None else [category[i] for i in placed.tolist()]),
+        split=split, moved=moved, left_out=len(every) - len(placed),
     )  # fmt: skip
 
 
-def _purity(groups: NDArray[np.int64], category: list[str | None] | None) -> float | None:
-    if category is None:
-        return None
-    counts: dict[int, dict[str, int]] = {}
-    known = 0
-    for g, c in zip(groups.tolist(), category, strict=True):
-        if c is not None:
-            of = counts.setdefault(g, {})
-            of[c] = of.get(c, 0) + 1
-            known += 1
-    return sum(max(of.values()) for of in counts.values()) / known if known else None
-
-
-def describe(groups: GroupMap, samples: int = 3) -> list[Mapping[str, Any]]:
-    """Groups by size, the largest first: `group`, `size` and the first `samples` items by id."""
-    members: dict[int, list[str]] = {}
-    for name, g in groups.items.items():
-        members.setdefault(g, []).append(name)
-    ranked = sorted(members, key=lambda g: (-len(members[g]), g))
-    return [{"group": g, "size": len(members[g]), "items": members[g][:samples]} for g in ranked]
+def _report(
+    space: Space, how: Clustering, found: GroupMap, measured: Quality, sources: Counter[str], every: Labels,
+    previous: GroupMap | None,
+) -> dict[str, Any]:  # fmt: skip
+    report: dict[str, Any] = {
+        "id": found.id, "method": "only-new" if how.only_new else how.method, "levels": list(found.levels), "seed": how.seed,
+        "max_load": how.max_load, "library": kmeans.available() if how.library == "auto" else how.library,
+        "quality": measured.as_dict(), "sources": {s: sources.get(s, 0) for s in SOURCES}, "made_from": space.about,
+    }  # fmt: skip
+    if space.clicks is not None and space.pairs is not None:
+        per_user = groups_per_user(space.clicks, space.items.ids, every)
+        report["clicks"] = {
+            "users": len(per_user), "groups_per_user_median": float(np.median(per_user)),
+            "groups_per_user_p95": float(np.quantile(per_user, 0.95)), "foretold": quality.foretold(every, space.pairs),
+        }  # fmt: skip
+    if previous is not None:
+        report["previous"] = {"id": previous.id, **compare(previous, found, how.seed).as_dict()}
+    return report

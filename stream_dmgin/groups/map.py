@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,12 @@ def _find_all(keys: Any, values: Any, hashes: Any, out: Any) -> None:
 
 
 class GroupMap:
-    """Item id -> group number (0..2^31-1). `kind` says where it came from and begins its `id`."""
+    """Item id -> group number (0..2^31-1). `kind` says where it came from and begins its `id`. `levels`: for hierarchical numbers,
+    the codes of each level, in mixed radix: with levels (32, 16) the parent of a group is its number // 16. Empty: flat."""
 
-    def __init__(self, items: Mapping[str, int], kind: str = "csv") -> None:
+    def __init__(self, items: Mapping[str, int], kind: str = "csv", levels: tuple[int, ...] = ()) -> None:
         """Raises InputError for a group out of range or an id that no record could carry."""
+        self.levels = levels
         for name, group in items.items():
             _check(name, group, "")
         self.kind = kind
@@ -136,11 +139,14 @@ class GroupMap:
             _check(name, group, f"{path}, row {i}: ")
             if items.setdefault(name, group) != group:
                 raise InputError(f"{path}, row {i}: item {name!r} is in groups {group} and {items[name]}: keep one row")
-        kind = (table.schema.metadata or {}).get(b"kind", b"table").decode()
-        return cls(items, kind)
+        about = table.schema.metadata or {}
+        levels = about.get(b"levels", b"")
+        return cls(
+            items, about.get(b"kind", b"table").decode(), tuple(int(n) for n in levels.split(b"x")) if levels else ()
+        )
 
     def save(self, path: str | Path) -> None:
-        """Write Parquet with columns item_id, group (rows by item id), `kind` and `id` in the file's metadata."""
+        """Write Parquet with columns item_id, group (rows by item id); `kind`, `id` and `levels` ("32x16") in its metadata."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -148,7 +154,10 @@ class GroupMap:
             "item_id": pa.array(self.items.keys(), pa.string()),
             "group": pa.array(self.items.values(), pa.int32()),
         }
-        pq.write_table(pa.table(columns).replace_schema_metadata({"kind": self.kind, "id": self.id}), path)
+        about = {"kind": self.kind, "id": self.id}
+        if self.levels:
+            about["levels"] = "x".join(map(str, self.levels))
+        pq.write_table(pa.table(columns).replace_schema_metadata(about), path)
 
     def extend(self, more: Mapping[str, int]) -> GroupMap:
         """A new map with further assignments. Raises InputError where one contradicts what is there."""
@@ -157,7 +166,18 @@ class GroupMap:
                 raise InputError(
                     f"item {name!r} is in group {self.items[name]} and can't move to {group}: build a new map"
                 )
-        return GroupMap({**self.items, **more}, self.kind)
+        return GroupMap({**self.items, **more}, self.kind, self.levels)
+
+    def cut(self, levels: int) -> GroupMap:
+        """The same items in the groups of the first `levels` levels. Raises InputError for a map that has no more levels."""
+        if not 1 <= levels < len(self.levels):
+            have = f"it has {len(self.levels)}" if self.levels else "it is flat"
+            raise InputError(
+                f"map {self.id} can't be cut to {levels} levels: {have} (see `groups build --method residual`)"
+            )
+        below = math.prod(self.levels[levels:])
+        kept = self.levels[:levels] if levels > 1 else ()
+        return GroupMap({name: g // below for name, g in self.items.items()}, self.kind, kept)
 
     def lookup(self, item_id: str) -> int | None:
         """The group of an item, None where it has none."""

@@ -1,125 +1,226 @@
-"""Groups from embeddings, and the command line of groups."""
+"""Maps from vectors: clustering, the cap, residual codes, items without content, a map after another."""
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 
-from stream_dmgin.cli.groups import command
-from stream_dmgin.errors import InputError
-from stream_dmgin.groups.build import Embeddings, build, read_embeddings
+from stream_dmgin.errors import InputError, UsageError
+from stream_dmgin.groups import kmeans, stability
+from stream_dmgin.groups.balance import balance, relieve
+from stream_dmgin.groups.build import Built, Clustering, build
+from stream_dmgin.groups.coclicks import Clicks
+from stream_dmgin.groups.items import Items, View, unit
+from stream_dmgin.groups.map import GroupMap
+from stream_dmgin.groups.residual import parse_levels, split
+from stream_dmgin.groups.space import Making, Space, make_space
+from stream_dmgin.groups.sweep import choose, default_ks, sweep
 
 
 def blobs(n: int = 300, k: int = 10, seed: int = 0) -> tuple[list[str], np.ndarray, list[str]]:
     r = np.random.default_rng(seed)
     of = r.integers(0, k, n)
     return (
-        [f"s{i}" for i in range(n)],
+        [f"s{i:04d}" for i in range(n)],
         (r.normal(size=(k, 16))[of] + 0.1 * r.normal(size=(n, 16))).astype(np.float32),
         [f"c{c}" for c in of],
     )
 
 
-def written(path, ids, vectors, **more):  # type: ignore[no-untyped-def]
-    pq.write_table(
-        pa.table({"item_id": ids, "embedding": [None if v is None else list(map(float, v)) for v in vectors], **more}),
-        path,
+def space_of(ids, x, category=None, clicks=None) -> Space:  # type: ignore[no-untyped-def]
+    return make_space(
+        Items(list(ids), {"embedding": View(np.arange(len(x)), x)}, {}, category), clicks, Making(towers="off")
     )
-    return path
 
 
-def test_blobs_are_found_again(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def made(ids, x, k, category=None, **how) -> Built:  # type: ignore[no-untyped-def]
+    return build(space_of(ids, x, category), Clustering(k=k, **how))
+
+
+def test_blobs_are_found_again_and_the_seed_decides() -> None:
     ids, x, category = blobs()
-    m, q = build(read_embeddings(written(tmp_path / "e.parquet", ids, x, category=category)), 10)
-    assert (
-        q.items == len(m) == 300
-        and q.groups + q.empty == 10
-        and q.purity > 0.95
-        and q.cohesion > 0.9
-        and q.left_out == 0
-    )
-    assert m.lookup("s0") == 0 and m.id.startswith("kmeans-")
-
-
-def test_the_order_of_rows_does_not_matter_and_the_seed_decides(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    ids, x, _ = blobs()
-    order = np.random.default_rng(1).permutation(len(ids))
-    a = read_embeddings(written(tmp_path / "a.parquet", ids, x))
-    b = read_embeddings(written(tmp_path / "b.parquet", [ids[i] for i in order], x[order]))
-    assert build(a, 20, seed=3)[0].items == build(b, 20, seed=3)[0].items
+    got = made(ids, x, 10, category)
+    q = got.quality
+    assert q.items == len(got.groups) == 300 and q.groups + q.empty == 10 and q.left_out == 0
+    assert q.purity is not None and q.purity > 0.95 and q.cohesion > 0.9 and 0.8 < q.balance <= 1
+    assert got.groups.lookup("s0000") == 0 and got.groups.id.startswith("kmeans-")
+    assert made(ids, x, 10, category).groups.id == got.groups.id
+    assert got.report["sources"] == {"content": 300, "behaviour": 0, "category": 0, "singleton": 0}
 
 
 @pytest.mark.parametrize("load", [1.0, 1.5, 3.0])
 def test_no_group_is_over_the_cap(load: float) -> None:
     ids, x, _ = blobs(n=200, k=2)
-    m, q = build(Embeddings(ids, x, 0, None), 8, max_load=load)
-    assert q.largest <= math.ceil(load * 200 / 8) and max(m.sizes().values()) == q.largest and q.purity is None
+    got = made(ids, x, 8, max_load=load)
+    assert got.quality.largest <= math.ceil(load * 200 / 8) and max(got.groups.sizes().values()) == got.quality.largest
+    assert len(got.groups.sizes()) <= 8 and got.quality.purity is None
+
+
+def test_an_overfull_group_is_split_and_the_number_of_groups_stays() -> None:
+    r = np.random.default_rng(0)
+    x = unit(
+        np.concatenate([r.normal(size=(1, 8)) + 0.2 * r.normal(size=(150, 8)), r.normal(size=(50, 8))]).astype(
+            np.float32
+        )
+    )
+    labels, centres = kmeans.kmeans(x, 10)
+    cap = 30
+    assert np.bincount(labels).max() > cap
+    got = balance(x, labels, centres, cap, 10)
+    assert np.bincount(got.labels).max() <= cap and len(np.unique(got.labels)) == 10 and got.split >= 1
+    again, moved = relieve(x, labels, centres, cap)
+    assert np.bincount(again).max() <= cap and moved > 0
 
 
 def test_one_thing_many_times() -> None:
     x = np.ones((50, 4), np.float32)
-    m, q = build(Embeddings([f"i{i}" for i in range(50)], x, 0, None), 5)
-    assert q.largest <= 30 and len(m) == 50 and q.groups + q.empty == 5
-    zero, _ = build(Embeddings(["a", "b"], np.zeros((2, 4), np.float32), 0, None), 1)
-    assert zero.items == {"a": 0, "b": 0}
+    got = made([f"i{i:02d}" for i in range(50)], x, 5)
+    assert got.quality.largest <= 30 and len(got.groups) == 50 and got.quality.groups + got.quality.empty == 5
+    assert made(["a", "b"], np.zeros((2, 4), np.float32), 1).groups.items == {"a": 0, "b": 0}
 
 
-def test_items_without_embedding_are_left_out(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    got = read_embeddings(written(tmp_path / "e.parquet", ["b", "x", "a"], [[1, 2], None, [3, 4]]))
-    assert got.ids == ["a", "b"] and got.vectors.tolist() == [[3, 4], [1, 2]] and got.left_out == 1
+@pytest.mark.parametrize("library", ["sklearn", "faiss"])
+def test_large_problems_go_in_two_levels(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if library == "faiss":
+        pytest.importorskip("faiss")
+    monkeypatch.setattr(kmeans, "_LEVELS", 1000)
+    ids, x, category = blobs(n=1500, k=25)
+    got = made(ids, x, 36, category, library=library)
+    assert got.quality.groups + got.quality.empty == 36 and got.quality.purity is not None and got.quality.purity > 0.9
+    assert got.report["library"] == library
+    assert kmeans._shares(np.array([10, 0, 90, 1]), 12).tolist() == [1, 0, 10, 1]
 
 
 @pytest.mark.parametrize(
-    ("ids", "vectors", "message"),
+    ("how", "message"),
     [
-        (["a", "b"], [[1, 2], [1, 2, 3]], "row 1: an embedding of 3 numbers, where the first has 2"),
-        (["a", "a"], [[1, 2], [1, 2]], "'a' is in rows 0 and 1"), (["a", "b"], [[1, 2], [1, math.nan]], "row 1: .* not finite"),
-        (["a", "b"], [[1, 2], [1, math.inf]], "row 1: .* not finite"), (["a", ""], [[1, 2], [1, 2]], "row 1: item_id is empty"),
-        (["a"], [None], "no item has an embedding"), (["a"], [[]], "no numbers"),
+        ({"k": 0}, "between 1 and 5"), ({"k": 6}, "6 groups of 5 items"), ({"k": 2, "max_load": 0.5}, "a cap of 0.5"),
+        ({"k": 2, "max_load": math.nan}, "a cap of nan"), ({"k": 2, "library": "cuml"}, "cuml"), ({"k": 2, "method": "dbscan"}, "dbscan"),
+        ({"only_new": True}, "--previous"), ({"method": "residual", "levels": (8, 2)}, "8 codes of 5 items"),
     ],
 )  # fmt: skip
-def test_bad_embeddings(tmp_path, ids, vectors, message) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(InputError, match=message):
-        read_embeddings(written(tmp_path / "e.parquet", ids, vectors))
-
-
-def test_bad_files_and_sizes(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    pq.write_table(pa.table({"item_id": ["a"], "x": [1]}), tmp_path / "x.parquet")
-    pq.write_table(pa.table({"item_id": ["a"], "vector": ["b"]}), tmp_path / "y.parquet")
-    pq.write_table(pa.table({"item_id": ["a"], "vector": [["b"]]}), tmp_path / "z.parquet")
-    for name in ("x.parquet", "y.parquet", "z.parquet", "absent.parquet"):
-        with pytest.raises(InputError):
-            read_embeddings(tmp_path / name)
+def test_what_cannot_be_built(how: dict, message: str) -> None:
     ids, x, _ = blobs(5)
-    for k, load in ((0, 3.0), (6, 3.0), (2, 0.5), (2, math.nan)):
+    with pytest.raises(UsageError, match=message):
+        build(space_of(ids, x), Clustering(**how))
+
+
+def test_residual_codes_are_a_hierarchy() -> None:
+    ids, x, _ = blobs(400, k=12)
+    got = build(space_of(ids, x), Clustering("residual", levels=(6, 4), max_load=3.0))
+    m = got.groups
+    assert m.levels == (6, 4) and m.id.startswith("residual-") and max(m.items.values()) < 24
+    assert got.quality.largest <= math.ceil(3.0 * 400 / 1)
+    parent = m.cut(1)
+    assert all(parent.items[n] == g // 4 for n, g in m.items.items()) and parent.levels == ()
+    assert split(np.array([4 * 16 + 11]), (32, 16)).tolist() == [[4, 11]]
+    for wrong in (0, 2):
+        with pytest.raises(InputError, match="can't be cut"):
+            m.cut(wrong)
+    with pytest.raises(InputError, match="it is flat"):
+        parent.cut(1)
+    assert parse_levels("32x16") == (32, 16)
+    for text in ("32", "0x3", "ax3", "65536x65536"):
         with pytest.raises(InputError):
-            build(Embeddings(ids, x, 0, None), k, max_load=load)
+            parse_levels(text)
 
 
-def test_the_command_line(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    ids, x, _ = blobs(60)
-    items = written(tmp_path / "e.parquet", ids, x)
+def test_the_levels_of_a_map_are_kept_in_its_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    m = GroupMap({"a": 17, "b": 3}, "residual", (4, 8))
+    m.save(tmp_path / "m.parquet")
+    again = GroupMap.load(tmp_path / "m.parquet")
+    assert again.levels == (4, 8) and again.id == m.id and again.extend({"c": 1}).levels == (4, 8)
 
-    def run(*args: str) -> dict:
-        result = CliRunner().invoke(
-            command, [*args, "--data-dir", str(tmp_path / "data"), "-o", "json"], catch_exceptions=False
-        )
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout)
 
-    built = run("build", "--items", str(items), "--k", "6")
-    (tmp_path / "m.csv").write_text("item_id,group\na,1\nb,1\nc,2\n")
-    imported = run("import", str(tmp_path / "m.csv"), "--out", str(tmp_path / "m.parquet"))
-    assert imported["items"] == 3 and imported["groups"] == 2
-    assert [m["id"] for m in run("list")["groups"]] == [built["id"]]
-    shown = run("show", str(tmp_path / "m.parquet"), "--samples", "1")
-    assert shown["largest"] == [{"group": 1, "size": 2, "items": ["a"]}, {"group": 2, "size": 1, "items": ["c"]}]
-    assert run("show", built["id"], "--item", "s0")["group"] == 0
-    with pytest.raises(InputError, match="groups list"):
-        run("show", "no-such-map")
+def clicked(of: np.ndarray, ids: list[str], users: int = 300, length: int = 12) -> Clicks:
+    r = np.random.default_rng(0)
+    topic = r.integers(0, of.max() + 1, users)
+    item = np.concatenate([r.choice(np.flatnonzero(of == t), length) for t in topic])
+    user = np.repeat(np.arange(users), length)
+    return Clicks(user, item, user, ids)
+
+
+def test_items_without_content_get_a_group_by_behaviour_then_category_or_stay_single() -> None:
+    ids, x, category = blobs()
+    of = np.array([int(c[1:]) for c in category])
+    bare = ["t-category", "t-nothing"]
+    some: list[str | None] = [*category, "c3", None]
+    items = Items([*ids, *bare], {"embedding": View(np.arange(200), x[:200])}, {}, some)
+    got = build(make_space(items, clicked(of, ids), Making(towers="off")), Clustering(k=10))
+    by = dict(zip([*ids, *bare], got.source, strict=True))
+    assert by["s0000"] == "content" and by["t-category"] == "category" and by["t-nothing"] == "singleton"
+    late = [i for i in range(200, 300) if by[ids[i]] == "behaviour"]
+    assert len(late) > 80
+    home = {c: got.groups.items[ids[i]] for i, c in enumerate(category[:200])}
+    assert np.mean([got.groups.items[ids[i]] == home[category[i]] for i in late]) > 0.8
+    assert got.groups.items["t-category"] >= 10 and got.groups.lookup("t-nothing") is None and got.quality.left_out == 1
+    assert got.report["sources"]["singleton"] == 1 and got.report["clicks"]["foretold"] > 0.5
+    hierarchical = build(make_space(items, None, Making(towers="off")), Clustering("residual", levels=(4, 4)))
+    assert hierarchical.groups.items["t-category"] // 4 >= 4  # a first-level code of its own
+
+
+def test_clicks_alone_and_categories_alone_make_maps() -> None:
+    ids, _, category = blobs()
+    of = np.array([int(c[1:]) for c in category])
+    got = build(make_space(None, clicked(of, ids)), Clustering(k=10))
+    assert set(got.source) <= {"behaviour", "singleton"} and got.source.count("behaviour") > 250
+    groups = [got.groups.items.get(i, -1) for i in ids]
+    assert np.mean([groups[i] == groups[j] for i in range(100) for j in range(100) if of[i] == of[j]]) > 0.6
+    flat = build(make_space(Items(["a", "b", "c"], category=["x", "y", "x"])), Clustering(k=5))
+    assert flat.groups.items == {"a": 0, "b": 1, "c": 0} and flat.quality.cohesion == 0.0
+    with pytest.raises(InputError, match="nothing to group by"):
+        build(make_space(None, Clicks(*(np.zeros(1, np.int64),) * 3, ["a"])), Clustering(k=1))
+    with pytest.raises(UsageError, match="nothing to group"):
+        make_space(None)
+    with pytest.raises(InputError, match="no embeddings"):
+        make_space(Items(["a"], {}, {"text": ["words"]}))
+    with pytest.raises(InputError, match="no embeddings to train"):
+        make_space(None, clicked(of, ids), Making(towers="on"))
+
+
+def test_a_map_after_another_moves_little() -> None:
+    ids, x, category = blobs(400, k=20)
+    cloud = np.random.default_rng(4).normal(size=x.shape).astype(np.float32)  # no clusters: any division is as good
+    was = made(ids, cloud, 20).groups
+    nearly = space_of(ids, (cloud + 0.05 * np.random.default_rng(5).normal(size=x.shape)).astype(np.float32))
+    fresh, kept = (build(nearly, Clustering(k=20, seed=3), p) for p in (None, was))
+    a, b = stability.compare(was, fresh.groups), stability.compare(was, kept.groups)
+    assert b.stayed > 0.85 and b.stayed > a.stayed + 0.2  # type: ignore[operator]
+    assert b.ami > a.ami + 0.2 and b.together > a.together + 0.2  # type: ignore[operator]
+    old = made(ids[:380], x[:380], 20).groups
+    space = space_of(ids, x)
+    kept = build(space, Clustering(k=20, seed=3), old)
+    b = stability.compare(old, kept.groups)
+    assert (b.shared, b.added, b.removed) == (380, 20, 0) and kept.report["previous"]["id"] == old.id
+    only = build(space, Clustering(only_new=True), old)
+    assert all(only.groups.items[n] == g for n, g in old.items.items()) and len(only.groups) == 400
+    home = {c: old.items[n] for n, c in zip(ids[:380], category[:380], strict=True)}
+    assert np.mean([only.groups.items[ids[i]] == home[category[i]] for i in range(380, 400)]) > 0.8
+    more = build(space, Clustering(k=25), old)
+    assert stability.compare(old, more.groups).stayed > 0.8 and len(more.groups.sizes()) == 25  # type: ignore[operator]
+    with pytest.raises(InputError, match="none of the items is in map"):
+        build(space, Clustering(only_new=True), GroupMap({"other": 1}))
+    with pytest.raises(UsageError, match="residual codes can't be matched"):
+        build(space, Clustering("residual", levels=(4, 4)), old)
+
+
+def test_maps_that_share_nothing() -> None:
+    got = stability.compare(GroupMap({"a": 1}), GroupMap({"b": 1}))
+    assert got.shared == 0 and got.stayed is None and got.added == got.removed == 1
+
+
+def test_the_choice_of_k_by_what_it_foretells_or_by_cohesion() -> None:
+    ids, x, category = blobs(480, k=12)
+    of = np.array([int(c[1:]) for c in category])
+    trials = sweep(space_of(ids, x, category, clicked(of, ids)), Clustering(), [2, 6, 12, 24, 200])
+    told = {t.k: t.foretold for t in trials}
+    assert told[12] > told[2] and told[12] > told[200] and choose(trials)[0] in (12, 24)  # type: ignore[operator]
+    assert trials[0].purity < trials[2].purity and trials[0].cohesion < trials[2].cohesion  # type: ignore[operator]
+    k, why = choose(sweep(space_of(ids, x), Clustering(), [2, 6, 12, 24, 200]))
+    assert k in (12, 24) and "cohesion" in why
+    assert default_ks(1000) == [16, 32, 64] and default_ks(3) == [1]
+    for wrong in ([0, 5], [481]):
+        with pytest.raises(InputError, match="can't be built"):
+            sweep(space_of(ids, x), Clustering(), wrong)
