@@ -48,7 +48,7 @@ def measure(lives: list[int], users: int = 8, candidates: int = 100, spec: Input
                 out[f"us_from_disk_at_{life}"] = round(_cold(path, people, spec, life), 1)
     ends = [out[f"us_at_{n}"] for n in (min(lives), max(lives))]
     sizes = {"candidates": candidates, "groups": spec.groups, "events": spec.events, "users": users}
-    return {**out, "ratio": round(ends[1] / ends[0], 2), **sizes, "machine": about}
+    return {**out, "ratio": round(ends[1] / ends[0], 2), **sizes, "blocks": list(spec.blocks), "machine": about}
 
 
 class _Reader:

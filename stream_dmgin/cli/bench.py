@@ -37,10 +37,13 @@ def fold(ctx: Context, on: str, events: int, users: int) -> None:
 @click.option("--lives", default="100,100000", show_default=True, metavar="N,N,...", help="events in a life")
 @click.option("--users", default=8, show_default=True, type=click.IntRange(1), help="users of each length of life")
 @click.option("--candidates", default=100, show_default=True, type=click.IntRange(1, 1000), help="candidates a request")
+@click.option("--blocks", default="none", show_default=True, help="optional blocks of inputs, with commas between them")
 @common_options
-def read(ctx: Context, lives: str, users: int, candidates: int) -> None:
+def read(ctx: Context, lives: str, users: int, candidates: int, blocks: str) -> None:
     """Microseconds from one user's state to the model's inputs."""
     from stream_dmgin.bench.read import measure
+    from stream_dmgin.features.spec import InputSpec
+    from stream_dmgin.training.recipes import block_names
 
     try:
         lengths = [int(x) for x in lives.split(",")]
@@ -48,7 +51,7 @@ def read(ctx: Context, lives: str, users: int, candidates: int) -> None:
         raise click.BadParameter(
             f"{lives!r}: give whole numbers with commas between them", param_hint="--lives"
         ) from None
-    ctx.emit(measure(lengths, users, candidates))
+    ctx.emit(measure(lengths, users, candidates, InputSpec(blocks=block_names(blocks))))
 
 
 @command.command()
