@@ -13,9 +13,10 @@ from stream_dmgin.cli.common import Context, common_options
 @click.option("--all", "everything", is_flag=True, help="also what is as it should be, as text")
 @common_options
 def command(ctx: Context, everything: bool) -> int:
-    """Look at broker, topics, partitions, retention, partitioner, clock, versions, disk, permissions and stores.
+    """Look at broker, topics, partitions, retention, partitioner, clock, versions, disk, permissions, stores and the location of snapshots.
 
-    Prints what is wrong and how to mend it; exit 1 when something is. Reads only, also beside a running worker.
+    Prints what is wrong and how to mend it; exit 1 when something is. Reads only, but for a small file at
+    snapshot.to, to see whether it can be written; also beside a running worker.
     """
     from dataclasses import asdict
 

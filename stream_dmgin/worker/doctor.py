@@ -1,4 +1,5 @@
-"""Looks at everything a worker needs, and says what is wrong and how to mend it. Control path: reads, writes nothing."""
+"""Looks at everything a worker needs, and says what is wrong and how to mend it. Control path: only reads, but for a small
+file at the location of the snapshots, which it writes and deletes."""
 
 from __future__ import annotations
 
@@ -23,11 +24,14 @@ from stream_dmgin.log.murmur2 import partition_of
 from stream_dmgin.log.scan import scan
 from stream_dmgin.settings import Settings
 from stream_dmgin.state.ops.stores import Stores
+from stream_dmgin.state.snapshots.place import Place
+from stream_dmgin.state.snapshots.restore import candidates
 from stream_dmgin.worker.disk import Disk
 
 PACKAGES = ("confluent-kafka", "faust-streaming", "msgspec", "numba", "numpy", "rocksdict", "torch")
 LOOKED_AT = 200  # newest records of each partition, for their keys and times
 AHEAD_S = 60.0  # so far may a record's time be ahead of this clock
+LATE = 4  # times snapshot.every_s, after which a newest snapshot is too old
 OPEN_TO_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -43,7 +47,7 @@ class Finding:
 
 def examine(settings: Settings) -> list[Finding]:
     """Every check, those that need the log last; a log that can't be reached is a finding."""
-    out = [*_versions(), *_disk(settings), *_permissions(settings)]
+    out = [*_versions(), *_disk(settings), *_permissions(settings), *_snapshots(settings)]
     try:
         with open_log(settings.log, settings.kafka) as log:
             out += _log(log, settings)
@@ -108,6 +112,39 @@ def _permissions(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "secrets", ok, f"{path} has mode {mode:03o}", "" if ok else f"chmod 600 {path}: other accounts can read it"
         )
+
+
+def _snapshots(settings: Settings) -> Iterator[Finding]:
+    """The location of the snapshots: whether it can be listed and written, and how old the newest snapshot of each partition is."""
+    url, every = str(settings["snapshot.to"]), float(settings["snapshot.every_s"])
+    if not url:
+        yield Finding("snapshots", True, "none are taken: snapshot.to is not set")
+        return
+    try:
+        place = Place(url)
+        newest: dict[int, int] = {}
+        for p in place.partitions():
+            good = candidates(place, p)[0]
+            if good:
+                newest[p] = max(m.created_ms for m in good)
+        there = place.probe()
+    except StreamDmginError as e:
+        fix = "bring the location back, or mend snapshot.to and its credentials (docs/configuration.md)"
+        yield Finding("snapshots", False, str(e), fix)
+        return
+    if not newest:
+        found = f"{url} can be written, no snapshot is there yet" if there else f"{url} does not exist yet"
+        yield Finding("snapshots", True, found)
+        return
+    oldest = min(newest, key=lambda p: newest[p])
+    age = time.time() - newest[oldest] / 1000
+    late = bool(every) and age > LATE * every
+    yield Finding(
+        "snapshots",
+        not late,
+        f"{url} can be written; snapshots of {len(newest)} partitions, the newest of partition {oldest} is {age:,.0f} s old",
+        f'is a worker running on partition {oldest}? Look for "the snapshot failed" in its log' if late else "",
+    )
 
 
 def _log(log: Log, settings: Settings) -> Iterator[Finding]:

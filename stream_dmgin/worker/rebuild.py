@@ -41,6 +41,7 @@ POLL_S = 0.05
 BUSY_S = 15.0
 NICE = 5  # not the lowest: a thread that has to wait for a processor while it holds the interpreter holds up the loop
 NO_INCREMENTS = 1 << 62  # what is folded here is in the shared counters already: the serving store published it
+Fetch = Callable[[Log, int, GroupMap, Mapping[int, int], Path], bool]
 
 
 class Build(threading.Thread):
@@ -50,10 +51,12 @@ class Build(threading.Thread):
     def __init__(
         self, open_log: Callable[[], Log], prefix: str, directory: Path, partition: int, groups: GroupMap, maps: Maps,
         unmarked: str, cache_bytes: int, goal: Mapping[int, int], orders: tuple[Erasure, ...], skips: Mapping[Place, str],
+        fetch: Fetch | None = None,
     ) -> None:  # fmt: skip
+        """`fetch`: fills a path with a snapshot of the partition under this map, if there is one."""
         super().__init__(name=f"regroup-{partition}", daemon=True)
         self._open_log, self._directory, self._maps, self._unmarked = open_log, directory, maps, unmarked
-        self._cache_bytes = cache_bytes
+        self._cache_bytes, self._fetch = cache_bytes, fetch
         self.partition, self.groups = partition, groups
         self._prefix, self.goal, self.orders, self._skips = prefix, goal, orders, skips
         self.obeyed: tuple[Erasure, ...] | None = None  # the orders that the store has in it
@@ -113,7 +116,7 @@ class Build(threading.Thread):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         try:
             with self._open_log() as log:
-                self._engine = self._open()
+                self._engine = self._open(log)
                 self._engine.published = dict.fromkeys(range(len(topics.EVENTS)), NO_INCREMENTS)
                 first = self._engine.offsets
                 self._check_kept(log, first)
@@ -223,8 +226,8 @@ class Build(threading.Thread):
 
     # Stores
 
-    def _open(self) -> StateEngine:
-        """The furthest of the stores there that serve this map, or a new one; others are removed."""
+    def _open(self, log: Log) -> StateEngine:
+        """The furthest of the stores there that serve this map, or one from a snapshot, or a new one; others are removed."""
         found = [
             (path, engine) for path in other_stores(self._directory, self.partition) if (engine := self._usable(path))
         ]
@@ -238,6 +241,10 @@ class Build(threading.Thread):
             log_.info("partition %d: map %s goes on in %s", self.partition, self.groups.id, self.path)
             return engine
         self.path = new_store(self._directory, self.partition, self.groups.id)
+        if self._fetch is not None and self._fetch(log, self.partition, self.groups, self.goal, self.path):
+            engine = self._open_waiting(self.path)
+            log_.info("partition %d: map %s goes on from a snapshot in %s", self.partition, self.groups.id, self.path)
+            return engine
         log_.info("partition %d: map %s is built from the log in %s", self.partition, self.groups.id, self.path)
         return StateEngine.open(self.path, self.partition, self.groups, cache_bytes=self._cache_bytes)
 

@@ -12,12 +12,14 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 
 from stream_dmgin import topics
 from stream_dmgin.errors import StreamDmginError
 from stream_dmgin.groups.map import GroupMap
+from stream_dmgin.log.base import Log
 from stream_dmgin.settings import Settings
 from stream_dmgin.state.ops.places import store_path
 from stream_dmgin.state.snapshots.manifest import Manifest
@@ -100,6 +102,26 @@ class Recovery:
             "%d of %d stores restored, %d MB in %.1f s", from_snapshot, len(missing), self._bytes[1] // 1_000_000,
             time.monotonic() - t0,
         )  # fmt: skip
+
+    def fetch(self, log: Log, partition: int, groups: GroupMap, goal: Mapping[int, int], target: Path) -> bool:
+        """Fill `target` with the newest snapshot of a partition that is folded with this very map, and not beyond `goal` (next offset by
+        event topic number); whether there was one. For a store of another map, built in the background."""
+        names = [self._settings.topic(t) for t in topics.EVENTS]
+        begins, ends = {t: log.begins(t) for t in names}, {t: log.ends(t) for t in names}
+
+        def wrong(m: Manifest) -> str:
+            if m.groups.id != groups.id:
+                return f"it is of group map {m.groups.id}"
+            if any(m.offsets.get(t, 0) > goal[n] for n, t in enumerate(names)):
+                return "it is ahead of the store that serves"
+            return self._wrong(m, begins, ends)
+
+        try:
+            done = restore_partition(self._place, partition, self._directory, fits=wrong, target=target)
+        except StreamDmginError as e:
+            log_.warning("partition %d: no snapshot under group map %s: %s", partition, groups.id, e)
+            return False
+        return done.manifest is not None
 
     def _watch(self, jobs: set[Future[Restored]]) -> None:
         """Tell of progress, and let the loop's watchdog know while there is some."""

@@ -25,7 +25,7 @@ from stream_dmgin.state.erased import MARK
 from stream_dmgin.state.ops.places import point
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.partitions import Owned, Partitions
-from stream_dmgin.worker.rebuild import Build
+from stream_dmgin.worker.rebuild import Build, Fetch
 
 log_ = logging.getLogger(__name__)
 
@@ -40,11 +40,11 @@ class Regroup:
 
     def __init__(
         self, settings: Settings, partitions: Partitions, control: Control, health: Health,
-        commit: Callable[[Owned], None], done: Callable[[GroupMap], None],
+        commit: Callable[[Owned], None], done: Callable[[GroupMap], None], fetch: Fetch | None = None,
     ) -> None:  # fmt: skip
-        """`done(map)`: every owned partition has it now."""
+        """`done(map)`: every owned partition has it now. `fetch`: see Build."""
         self._settings, self._partitions, self._control, self._health = settings, partitions, control, health
-        self._commit, self._done = commit, done
+        self._commit, self._done, self._fetch = commit, done, fetch
         self._topic = settings.topic(topics.CONTROL)
         self._asked: str | None = None  # id of the map that the control topic named when it was last looked at
         self._loader: threading.Thread | None = None
@@ -168,7 +168,7 @@ class Regroup:
                 self._build = Build(
                     lambda: open_log(self._settings.log, self._settings.kafka), self._settings.prefix, p.directory, o.partition,
                     groups, p.maps, p.unmarked, p.cache_bytes, o.engine.offsets, self._orders(o.partition),
-                    self._control.skips,
+                    self._control.skips, self._fetch,
                 )  # fmt: skip
                 self._build.start()
                 return

@@ -196,6 +196,7 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
             health,
             loop.commit_one,
             answers.settled if answers else lambda groups: None,
+            recovery.fetch if recovery else None,
         )
         stack.callback(regroup.close)
         regroup.begin()

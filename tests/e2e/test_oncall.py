@@ -16,6 +16,9 @@ from stream_dmgin.cli.main import main
 from stream_dmgin.log.base import open_log
 from stream_dmgin.log.murmur2 import partition_of
 from stream_dmgin.settings import Settings
+from stream_dmgin.state.snapshots.manifest import Manifest
+from stream_dmgin.worker.doctor import examine
+from stream_dmgin.worker.snapshots import snapshot
 from tests.workers import PATIENCE_S, event, folded, make_topics, running, settings_of, turn_until, write
 
 PARTITIONS = 2
@@ -159,3 +162,32 @@ def test_what_doctor_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
         s.data_dir.chmod(0o500)
         assert wrong(cli(capsys, monkeypatch, s, "doctor")[1], "data directory")
         s.data_dir.chmod(0o700)
+
+
+def test_doctor_looks_at_the_location_of_the_snapshots(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    s = settings_of(tmp_path, **{"snapshot.to": str(kept), "snapshot.every_s": 100})
+    make_topics(s, PARTITIONS)
+    write(s, [event(f"u{k}", k) for k in range(40)])
+    with running(s) as w:
+        turn_until(w, folded(w), "the fold")
+
+    def looked() -> tuple[bool, str]:
+        f = next(f for f in examine(s) if f.check == "snapshots")
+        assert f.ok or f.fix
+        return f.ok, f.found
+
+    assert looked() == (True, f"{kept} does not exist yet") and not kept.exists()
+    snapshot(s.data_dir, str(kept), None)
+    ok, found = looked()
+    assert ok and "2 partitions" in found and not [f for f in kept.iterdir() if f.is_file()]
+    for path in kept.glob("p*/*.json"):
+        m = Manifest.decode(path.read_bytes(), "x")
+        fields = {f: getattr(m, f) for f in m.__struct_fields__}
+        path.write_bytes(Manifest(**{**fields, "created_ms": m.created_ms - 500_000}).encode())
+    ok, found = looked()
+    assert not ok and " s old" in found
+    kept.rename(tmp_path / "away")
+    kept.write_text("")
+    ok, found = looked()
+    assert not ok and "is a file" in found

@@ -4,8 +4,10 @@ made from, and the state becomes the fold from the first event under the new map
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import random
+import shutil
 import signal
 import subprocess
 import threading
@@ -32,6 +34,7 @@ from stream_dmgin.state.ops.verify import verify as verify_state
 from stream_dmgin.worker import regroup
 from stream_dmgin.worker.publish import compare_groups, publish_groups
 from stream_dmgin.worker.run import worker
+from stream_dmgin.worker.snapshots import snapshot
 from tests.e2e.test_worker import CLI, check_state, event_records, js, request, run, send, traffic, values
 
 ITEMS = [f"i{k}" for k in range(60)]
@@ -315,6 +318,29 @@ def test_a_map_that_needs_events_which_are_gone(place, monkeypatch):
         assert w.health.groups == GroupMap(OLD).id
         monkeypatch.setattr(EmbeddedLog, "begins", begins)
         turn_until(w, lambda: w.health.groups == new.id and w.health.regroup is None)
+    place.check(events, CHANGED)
+
+
+def test_a_build_begins_with_a_snapshot_under_the_new_map(place, tmp_path, caplog):
+    """A worker that comes back with stores of the old map, while there are snapshots under the new one."""
+    events, new, kept = traffic(12, 700), GroupMap(CHANGED), f"{tmp_path / 'kept'}"
+    with worker(place.settings, score=True) as w:
+        place.send(events[:400], 5)
+        turn_until(w, folded(w, place))
+    shutil.copytree(place.data, tmp_path / "before", ignore=shutil.ignore_patterns("admin"))
+    with worker(place.settings, score=True) as w:
+        publish_groups(place.settings, new)
+        turn_until(w, lambda: w.health.groups == new.id and w.health.regroup is None)
+    snapshot(place.data, kept, None)
+    shutil.rmtree(place.data)
+    (tmp_path / "before").rename(place.data)
+    values = {**place.settings.values, "snapshot.to": kept, "snapshot.every_s": 0}
+    caplog.set_level("INFO")
+    with worker(dataclasses.replace(place.settings, values=values), score=True) as w:
+        place.send(events[400:], 5)
+        turn_until(w, folded(w, place))
+        turn_until(w, lambda: w.health.groups == new.id and w.health.regroup is None)
+    assert caplog.text.count("goes on from a snapshot") == 4 and "is built from the log" not in caplog.text
     place.check(events, CHANGED)
 
 

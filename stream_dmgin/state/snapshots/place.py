@@ -130,6 +130,17 @@ class Place:
         """Delete a group map."""
         self._delete(f"{GROUPS}/{sha256}.parquet")
 
+    def probe(self) -> bool:
+        """Write and delete a small file, to see whether that is allowed; False for a directory that isn't there yet, which is left so.
+        Raises SnapshotsUnavailable."""
+        name = f"probe-{uuid.uuid4().hex}"
+        with self._told(name):
+            if self._local and not Path(self._base).exists():
+                return False
+            self._fs.pipe_file(self._at(name), b"written by `stream-dmgin doctor`, to be deleted at once")
+            self._fs.rm_file(self._at(name))
+        return True
+
     # Inside
 
     def _at(self, path: str) -> str:
