@@ -90,3 +90,60 @@ def publish(ctx: Context, model: str, dry_run: bool, yes: bool) -> None:
         ctx.confirm(f"Let all workers of {ctx.settings.log} answer with {model_id}?", yes)
         publish_model(ctx.settings, model_id)
     ctx.emit({"model": model_id, "published": not dry_run})
+
+
+@command.command()
+@click.argument("model")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="folder for the model with its new calibration"
+)
+@click.option(
+    "--hours",
+    type=click.FloatRange(0, min_open=True),
+    default=48.0,
+    show_default=True,
+    help="how much of the past counts",
+)
+@click.option(
+    "--settle",
+    type=click.FloatRange(0),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="scores younger than this don't count: their clicks may be on their way",
+)
+@click.option("--by", metavar="A,B", help="a shift for each surface, hour, or both [default: none]")
+@click.option("--force", is_flag=True, help="write it even where the newest scores say that it is worse")
+@dry_run_option
+@common_options
+def calibrate(
+    ctx: Context, model: str, out: Path, hours: float, settle: float, by: str | None, force: bool, dry_run: bool
+) -> None:
+    """Calibrate MODEL again by its own scores on the log and the clicks that came after; exit 1 where that is worse.
+
+    The newest fifth of the scores judges. `model publish` makes the result live.
+    """
+    from stream_dmgin.models.registry import load_model
+    from stream_dmgin.replay import recalibrate as run
+
+    kinds = tuple(k.strip() for k in by.split(",")) if by else ()
+    if not set(kinds) <= set(run.KINDS):
+        raise UsageError(f"--by {by!r} can't be used: name {' or '.join(run.KINDS)}, or both with a comma")
+    loaded = load_model(model, Path(ctx.settings["data_dir"]))
+    with ctx.open_log() as log:
+        rows = run.settled(log, ctx.settings.prefix, loaded, hours, settle)
+    found = run.recalibrate(rows, loaded.calibration, kinds)
+    refused = found.worse and not force
+    written = not (refused or dry_run)
+    ident = run.write_recalibrated(loaded, found.calibration, out) if written else None
+    ctx.emit(
+        {
+            "from": loaded.id, "model": ident, "path": str(out) if written else None, "rows": found.rows, "judged": found.judged,
+            "before": found.before, "after": found.after, "logloss": found.logloss._asdict(), "worse": found.worse,
+        }
+    )  # fmt: skip
+    if refused:
+        raise StreamDmginError(
+            f"nothing was written: on the newest {found.judged} rows logloss would rise by {found.logloss.diff:.5f} "
+            f"[{found.logloss.low:.5f}, {found.logloss.high:.5f}]. Keep {loaded.id}, or give --force"
+        )
