@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -44,13 +46,26 @@ from stream_dmgin.errors import UsageError
 @click.option(
     "--blocks",
     metavar="A,B",
-    help="optional blocks of inputs: session, surface, engagement, or none [default: the log's recipe]",
+    help="optional blocks of inputs: those of docs/features.md, or none [default: the log's recipe]",
+)
+@click.option(
+    "--rows",
+    "rows_dir",
+    type=click.Path(path_type=Path),
+    help="folder that keeps the replayed rows; used again if there",
+)
+@click.option(
+    "--report",
+    "report_dir",
+    type=click.Path(path_type=Path),
+    help="folder for report.md (tables), report.json and reliability.svg",
 )
 @click.option("--scores-out", type=click.Path(path_type=Path), help="Parquet: one line a scored row and seed")
 @common_options
 def command(
     ctx: Context, dataset: str, directory: Path, model: str, train_days: str | None, valid_days: str | None, test_days: str | None,
-    refit_days: int, seeds: int, groups_file: Path | None, blocks: str | None, scores_out: Path | None,
+    refit_days: int, seeds: int, groups_file: Path | None, blocks: str | None, rows_dir: Path | None, report_dir: Path | None,
+    scores_out: Path | None,
 ) -> None:  # fmt: skip
     """Train on some days of DATASET, choose on others, measure on the last; the state goes on through all of them.
 
@@ -59,7 +74,9 @@ def command(
     from stream_dmgin.datasets import load
     from stream_dmgin.groups.map import GroupMap
     from stream_dmgin.training import evaluate as protocol
+    from stream_dmgin.training import measure as measuring
     from stream_dmgin.training import recipes
+    from stream_dmgin.training.report import by_segment, write_report
     from stream_dmgin.training.zoo import named
 
     models = named(model)
@@ -85,38 +102,60 @@ def command(
             bar.update(task, completed=done, total=total)
 
         source, scored = protocol.evaluate_all(
-            data, plan, models, seeds, groups, say=ctx.say, progress=progress, blocks=chosen
+            data, plan, models, seeds, groups, say=ctx.say, progress=progress, blocks=chosen, rows_dir=rows_dir
         )
-    measured = {m: protocol.measure(source, found) for m, found in scored.items()}
+    measured = {m: measuring.measure(source, found) for m, found in scored.items()}
     some = scored[models[-1]]
     result: dict[str, Any] = {
         "dataset": dataset, "model": model, "track": f"refit every {refit_days} days" if refit_days else "frozen", "seeds": len(some.raw),
         "rows": len(some.row), "clicks": int(some.label.sum()),
         "seconds": {"import": imported - started, "replay": marks["replayed"] - imported, "total": time.monotonic() - started},
     }  # fmt: skip
+    segments = {m: _segments(found, by_segment) for m, found in scored.items() if found.codes}
     if len(models) > 1:
-        result["models"] = {m: {"seeds": len(scored[m].raw), "metrics": measured[m]} for m in models}
+        result["models"] = {
+            m: {"seeds": len(scored[m].raw), "metrics": measured[m], "segments": segments.get(m, [])} for m in models
+        }
         result["differences"] = [
-            {"model": d.model, "than": d.than, **{k: i._asdict() for k, i in d.metrics.items()}}
-            for d in protocol.differences(source, scored)
+            {"model": d.model, "than": d.than, "scores": d.scores, **{k: i._asdict() for k, i in d.metrics.items()}}
+            for d in measuring.differences(source, scored)
         ]
     else:
-        result["metrics"] = measured[models[0]]
+        result["metrics"], result["segments"] = measured[models[0]], segments.get(models[0], [])
     if scores_out is not None:
-        protocol.write_scores(source, scored if len(models) > 1 else some, scores_out)
+        measuring.write_scores(source, scored if len(models) > 1 else some, scores_out)
         result["scores"] = str(scores_out)
+    if report_dir is not None:
+        shown = {m: found.online.get(1, found.calibrated[1]) for m, found in scored.items()}
+        whole = result if len(models) > 1 else {**result, "models": {models[0]: {"seeds": len(some.raw), **result}}}
+        line = shlex.join(["stream-dmgin", *sys.argv[1:]])
+        result["report"] = write_report(report_dir, whole, some.label, shown, line)
     ctx.emit(result, lambda d: _tables(d, f"{dataset}, {len(some.row)} rows"))
+
+
+def _segments(found: Any, by_segment: Any) -> Any:
+    scores = {"calibrated": [*found.calibrated.values()]}
+    if found.online:
+        scores["online"] = [*found.online.values()]
+    return by_segment(found.label, found.codes, scores, found.surfaces)
 
 
 def _tables(d: dict[str, Any], title: str) -> Any:
     from rich.console import Group
 
     if "models" not in d:
-        return table([{"scores": k, **d["metrics"][k]} for k in ("raw", "calibrated")], title)
-    each = [{"model": m, **x["metrics"]["calibrated"]} for m, x in d["models"].items()]
+        return table(
+            [{"scores": k, **d["metrics"][k]} for k in ("raw", "calibrated", "online") if k in d["metrics"]], title
+        )
+    each = [
+        {"model": m, "scores": k, **x["metrics"][k]}
+        for m, x in d["models"].items()
+        for k in ("calibrated", "online")
+        if k in x["metrics"]
+    ]
     against = [
-        {"model": x["model"], "than": x["than"]}
+        {"model": x["model"], "than": x["than"], "scores": x["scores"]}
         | {k: f"{i['diff']:+.4f} [{i['low']:+.4f}, {i['high']:+.4f}]" for k, i in x.items() if isinstance(i, dict)}
         for x in d["differences"]
     ]
-    return Group(table(each, f"{title}, calibrated"), "", table(against, "differences, 95 % intervals"))
+    return Group(table(each, title), "", table(against, "differences, 95 % intervals"))

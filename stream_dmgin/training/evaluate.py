@@ -7,22 +7,20 @@ valid days, and followed from hour to hour by what has become visible (`online.p
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stream_dmgin.datasets.form import Dataset, Meta
 from stream_dmgin.datasets.grouping import group_map, regrouped
 from stream_dmgin.errors import InputError, UsageError
+from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.models.calibration import fit_platt, sigmoid
 from stream_dmgin.models.peers import PEERS
@@ -32,7 +30,7 @@ from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training import recipes
 from stream_dmgin.training.lives import lives_of
 from stream_dmgin.training.loop import Options, Point
-from stream_dmgin.training.metrics import Interval, ece_floor, intervals, summary
+from stream_dmgin.training.measure import Scored
 from stream_dmgin.training.online import NEVER, Answered, follow
 from stream_dmgin.training.refit import refit
 from stream_dmgin.training.rows import TrainingRows
@@ -60,23 +58,6 @@ class Plan:
         return [(start, min(start + step, self.test[1])) for start in range(*self.test, step)]
 
 
-@dataclass
-class Scored:
-    """Scores of the test rows: `row` counts the source's candidates; probabilities per seed.
-
-    `calibrated` on the valid days, `online` from hour to hour; `frozen`: as `calibrated`, with the user-only inputs as at the user's
-    first test row. `codes`: segments (`models/segments.py`).
-    """
-
-    row: NDArray[np.int64]
-    label: NDArray[np.int8]
-    raw: dict[int, NDArray[np.float64]] = field(default_factory=dict)
-    calibrated: dict[int, NDArray[np.float64]] = field(default_factory=dict)
-    online: dict[int, NDArray[np.float64]] = field(default_factory=dict)
-    frozen: dict[int, NDArray[np.float64]] = field(default_factory=dict)
-    codes: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-
-
 def days(meta: Meta, text: str, option: str) -> Span:
     """`1-9` as times. Raises UsageError."""
     low, dash, high = text.partition("-")
@@ -97,12 +78,12 @@ def evaluate(
 def evaluate_all(
     data: Dataset, plan: Plan, models: Sequence[str] = MODELS, seeds: int = 1, groups: GroupMap | None = None,
     options: Options | None = None, say: Say = lambda text: None, progress: Callable[[int, int], None] | None = None,
-    rows: TrainingRows | None = None, blocks: tuple[str, ...] | None = None,
+    rows: TrainingRows | None = None, blocks: tuple[str, ...] | None = None, rows_dir: Path | None = None,
 ) -> tuple[DatasetSource, dict[str, Scored]]:  # fmt: skip
     """Scores of the test rows by several models, all fitted on the rows of one replay.
 
-    `rows`: the training rows of requests from `plan.train[0]` on, where they are at hand already. `blocks`: optional inputs in
-    place of the recipe's.
+    `rows`: the training rows of requests from `plan.train[0]` on, where they are at hand already; `rows_dir`: a folder that keeps
+    them, read if it is there. `blocks`: optional inputs in place of the recipe's.
     """
     models = named(",".join(models))
     source = DatasetSource(data)
@@ -133,7 +114,11 @@ def evaluate_all(
     if not learning:
         return source, out
     if rows is None:
-        rows = training_rows(source, groups, recipe.spec, first, last, seen)
+        rows = _rows(rows_dir, lambda: training_rows(source, groups, recipe.spec, first, last, seen), recipe.spec)
+    if not np.array_equal(rows["r_ts"], r.ts[first:last]):
+        raise InputError(
+            f"the rows {rows_dir or ''} are of other requests than these days': give another folder, or delete it"
+        )
     with_lives = any(m in PEERS for m in learning)
     lives = lives_of(data, recipe.spec, r.user[first:last], r.at[first:last]) if with_lives else None
     maps = {m: regrouped(m, data, groups) for m in learning if m in REGROUPED}
@@ -143,14 +128,16 @@ def evaluate_all(
     judged = np.arange(*(i - first for i in r.between(*plan.valid)))
     stream = _stream(data, source, rows, judged, first, plan)
     tested = np.flatnonzero(stream.ts >= plan.test[0])
+    known = {low: _known(data, rows, r.id[first:last], low) for low, _ in plan.steps() if plan.refit_days}
     for m in learning:
         out[m].codes = {k: c[tested] for k, c in stream.codes.items()}
+        out[m].surfaces = {c: s for c, s in zip(rows["x_cat"].tolist(), r.surface[first:last], strict=True) if s}
     for seed in range(1, seeds + 1):
         seeded = replace(options or recipe.options, seed=seed)
         learned = np.arange(*(i - first for i in r.between(*plan.train)))
         fitted: dict[str, Contender] = {}
         for m in learning:
-            made = fit(m, recipe, rows_of[m], learned, judged, seeded, fitted, partial(_told, say, seed))
+            fit(m, recipe, rows_of[m], learned, judged, seeded, fitted, partial(_told, say, seed))
         z = {m: np.full(len(stream.ts), np.nan) for m in learning}
         held = {m: np.full(len(row), np.nan) for m in learning}
         for m in learning:
@@ -162,8 +149,7 @@ def evaluate_all(
             for m in learning:
                 made = fitted[m]
                 if plan.refit_days:
-                    seen_by = np.flatnonzero(_visible_before(data, r.id, low)[first:last])
-                    made = refit(m, rows, seen_by[rows["r_ts"][seen_by] < low], seeded, fitted, now)
+                    made = refit(m, rows_of, known[low], seeded, fitted, now)
                 z[m][tested[mine]] = made.logits(rows_of[m], score)
                 if data.meta.gauc == "user":
                     held[m][mine] = _frozen(made, rows_of[m], score)
@@ -174,6 +160,15 @@ def evaluate_all(
             if data.meta.gauc == "user":
                 out[m].frozen[seed] = held[m]
     return source, out
+
+
+def _rows(folder: Path | None, replay: Callable[[], TrainingRows], spec: InputSpec) -> TrainingRows:
+    if folder is not None and (folder / "rows.json").is_file():
+        return TrainingRows.load(folder, spec)
+    made = replay()
+    if folder is not None:
+        made.save(folder)
+    return made
 
 
 def _stream(
@@ -194,59 +189,6 @@ def _told(say: Say, seed: int, model: str, p: Point) -> None:
         f"{model}, seed {seed}: epoch {p.epoch:.2f}, valid logloss {p.valid_logloss:.4f}, auc {p.valid_auc:.4f}, "
         f"{p.seconds:.0f} s"
     )
-
-
-class Difference(NamedTuple):
-    """One model against another: an interval for each metric."""
-
-    model: str
-    than: str
-    metrics: dict[str, Interval]
-
-
-def differences(source: DatasetSource, scored: Mapping[str, Scored], draws: int = 500) -> list[Difference]:
-    """Every pair of models, the later minus the earlier, calibrated, means over seeds: 95 % intervals of a paired bootstrap over
-    users (KuaiRand) or impressions."""
-    unit = _units(source, next(iter(scored.values())))
-    label = next(iter(scored.values())).label
-    names = ("auc", "logloss") if source.meta.gauc == "user" else ("auc", "logloss", "gauc_mean")
-    found = {
-        k: intervals(label, {m: list(s.calibrated.values()) for m, s in scored.items()}, unit, k, draws) for k in names
-    }
-    return [
-        Difference(b, a, {k: found[k][a, b] for k in names}) for a, b in itertools.combinations(scored, 2)
-    ]  # fmt: skip
-
-
-def _units(source: DatasetSource, scored: Scored) -> NDArray[Any]:
-    request = source.requests.request_of_rows()[scored.row]
-    return np.array(source.requests.user)[request] if source.meta.gauc == "user" else request
-
-
-def measure(source: DatasetSource, scored: Scored) -> dict[str, Any]:
-    """Metrics of raw and calibrated scores, mean and deviation over seeds.
-
-    `gauc` groups by the log's own unit. Where that is the user, the user-only inputs are frozen at the user's first test row,
-    because a live user rate distorts an AUC within users; `gauc_live` is without that.
-    """
-    unit = _units(source, scored)
-    result: dict[str, Any] = {}
-    for name, found in (("raw", scored.raw), ("calibrated", scored.calibrated), ("online", scored.online)):
-        if not found:
-            continue
-        each = []
-        for seed, p in found.items():
-            m = summary(scored.label, p, unit)
-            if scored.frozen:
-                m |= {"gauc_live": m["gauc"], "gauc": summary(scored.label, scored.frozen[seed], unit)["gauc"]}
-            each.append(m)
-        result[name] = {k: float(np.mean([m[k] for m in each])) for k in each[0]}
-        result[f"{name}_sd"] = {
-            k: float(np.std([m[k] for m in each], ddof=1)) if len(each) > 1 else 0.0 for k in each[0]
-        }
-    mean, low, high = ece_floor(next(iter(scored.calibrated.values())))
-    result["ece_noise"] = {"mean": mean, "low": low, "high": high}
-    return result
 
 
 def _frozen(model: Contender, rows: TrainingRows, requests: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -289,27 +231,6 @@ def _visible_before(data: Dataset, ids: Sequence[str], time: int) -> NDArray[np.
     return np.fromiter((i not in after for i in ids), bool, len(ids))
 
 
-def write_scores(source: DatasetSource, scored: Scored | Mapping[str, Scored], path: Path) -> None:
-    """Parquet with one line per scored row and seed: user_id, item_id, ts, impression_id (where any), label, ctr, ctr_raw, ctr_online,
-    seed; for several models also `model`.
-    """
-    several = isinstance(scored, Mapping)
-    r = source.requests
-    parts = []
-    for model, found in scored.items() if isinstance(scored, Mapping) else [("", scored)]:
-        request = pa.array(r.request_of_rows()[found.row])
-        for seed in found.calibrated:
-            columns: dict[str, Any] = {
-                "user_id": pa.array(r.user, pa.string()).take(request),
-                "item_id": pa.array([r.item[k] for k in found.row.tolist()], pa.string()),
-                "ts": r.ts[request.to_numpy()], "label": found.label,
-                "ctr": found.calibrated[seed], "ctr_raw": found.raw[seed], "ctr_online": found.online.get(seed, found.calibrated[seed]),
-                "seed": np.full(len(found.row), seed, np.int32),
-            }  # fmt: skip
-            if r.impression is not None:
-                columns["impression_id"] = pa.array(r.impression, pa.string()).take(request)
-            if several:
-                columns["model"] = pa.repeat(model, len(found.row))
-            parts.append(pa.table(columns))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.concat_tables(parts), path)
+def _known(data: Dataset, rows: TrainingRows, ids: Sequence[str], time: int) -> NDArray[np.int64]:
+    """Requests before `time` whose feedback was all visible by then."""
+    return np.flatnonzero(_visible_before(data, ids, time) & (rows["r_ts"] < time))

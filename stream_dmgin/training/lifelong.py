@@ -29,8 +29,9 @@ from stream_dmgin.simulator.users import BLOCK
 from stream_dmgin.simulator.world import DAY_MS, Plan
 from stream_dmgin.training import recipes
 from stream_dmgin.training.evaluate import Plan as Days
-from stream_dmgin.training.evaluate import Say, Scored, evaluate_all
+from stream_dmgin.training.evaluate import Say, evaluate_all
 from stream_dmgin.training.loop import Options
+from stream_dmgin.training.measure import Scored
 from stream_dmgin.training.metrics import Interval
 
 RECIPE = "lifelong"

@@ -16,23 +16,24 @@ from stream_dmgin.training.zoo import Contender
 
 
 def refit(
-    name: str, rows: TrainingRows, requests: Requests, options: Options, before: Mapping[str, Contender],
+    name: str, rows: Mapping[str, TrainingRows], requests: Requests, options: Options, before: Mapping[str, Contender],
     now: MutableMapping[str, Contender],
 ) -> Contender:  # fmt: skip
-    """The model `name` of `before`, fitted anew on these requests. `now` holds what was refitted on them already, and gets it too."""
+    """The model `name` of `before`, fitted anew on these requests of its `rows`. `now` holds what was refitted on them already, and gets
+    it too."""
     if name not in now:
-        now[name] = _refit(before[name], rows, requests, options, before, now)
+        now[name] = _refit(name, rows, requests, options, before, now)
     return now[name]
 
 
 def _refit(
-    model: Contender, rows: TrainingRows, requests: Requests, options: Options, before: Mapping[str, Contender],
+    name: str, rows: Mapping[str, TrainingRows], requests: Requests, options: Options, before: Mapping[str, Contender],
     now: MutableMapping[str, Contender],
 ) -> Contender:  # fmt: skip
-    if isinstance(model, Trees):
-        return refit_trees(rows, requests, model)
+    model = before[name]
     if isinstance(model, Stack):
         names = {id(m): n for n, m in before.items()}
-        members = [refit(names[id(m)], rows, requests, options, before, now) for m in model.members]
+        every = {n: rows.get(n, rows[name]) for n in before}
+        members = [refit(names[id(m)], every, requests, options, before, now) for m in model.members]
         return replace(model, members=tuple(members))
-    return model
+    return refit_trees(rows[name], requests, model) if isinstance(model, Trees) else model

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,16 @@ Probabilities = NDArray[np.float64]
 
 
 def by_segment(
-    label: NDArray[np.int8], codes: Mapping[str, NDArray[np.int64]], scores: Mapping[str, Sequence[Probabilities]]
+    label: NDArray[np.int8],
+    codes: Mapping[str, NDArray[np.int64]],
+    scores: Mapping[str, Sequence[Probabilities]],
+    surfaces: Mapping[int, str] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """A line for each segment of LEAST rows or more, and one for `all`: rows, rate, and for each kind of score (several seeds each) the mean
-    prediction, logloss and ECE, with the range (5 to 95 %) of the ECE that exactly true probabilities would show."""
+    """A line for each segment of LEAST rows or more, and one for `all`: rows, rate, and for each kind of score (several seeds each)
+    the mean prediction, logloss and ECE, with the range (5 to 95 %) of the ECE that exactly true probabilities would show.
+
+    `surfaces`: names of those codes.
+    """
     lines = []
     for kind, values in {"all": np.zeros(len(label), np.int64), **codes}.items():
         for code in np.unique(values).tolist():
@@ -35,7 +42,7 @@ def by_segment(
                 continue
             y = label[here]
             line: dict[str, Any] = {
-                "kind": kind, "segment": "all" if kind == "all" else segment_name(kind, code),
+                "kind": kind, "segment": "all" if kind == "all" else _name(kind, code, surfaces),
                 "rows": int(here.sum()), "rate": float(np.mean(y == 1)),
             }  # fmt: skip
             for name, seeds in scores.items():
@@ -47,6 +54,10 @@ def by_segment(
                 }  # fmt: skip
             lines.append(line)
     return lines
+
+
+def _name(kind: str, code: int, surfaces: Mapping[int, str]) -> str:
+    return surfaces.get(code, "none" if code == 0 else str(code)) if kind == "surface" else segment_name(kind, code)
 
 
 def write_report(
@@ -80,9 +91,9 @@ def markdown(result: Mapping[str, Any], command: str) -> str:
                     f"{x['logloss']:.4f} ({sd['logloss']:.4f}) | {x['ece']:.4f} |"
                 )
     if result.get("differences"):
-        lines += ["", "| difference | of | 95 % interval |", "|---|---|---|"]
+        lines += ["", "| difference | scores | of | 95 % interval |", "|---|---|---|---|"]
         lines += [
-            f"| {d['model']} less {d['than']} | {k} | {i['diff']:+.4f} [{i['low']:+.4f}, {i['high']:+.4f}] |"
+            f"| {d['model']} less {d['than']} | {d['scores']} | {k} | {i['diff']:+.4f} [{i['low']:+.4f}, {i['high']:+.4f}] |"
             for d in result["differences"]
             for k, i in d.items()
             if isinstance(i, Mapping)

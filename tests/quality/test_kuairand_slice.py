@@ -12,7 +12,8 @@ import pytest
 
 from stream_dmgin.datasets import form, load
 from stream_dmgin.training import recipes
-from stream_dmgin.training.evaluate import Plan, days, evaluate, measure, write_scores
+from stream_dmgin.training.evaluate import Plan, days, evaluate
+from stream_dmgin.training.measure import measure, write_scores
 
 DATA = Path("../shared/data/kuairand_pure")
 

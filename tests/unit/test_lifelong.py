@@ -17,7 +17,7 @@ from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.simulator.users import BLOCK
 from stream_dmgin.simulator.world import Plan
 from stream_dmgin.training import lifelong
-from stream_dmgin.training.evaluate import Scored
+from stream_dmgin.training.measure import Scored
 
 
 def test_strata_are_blocks_of_their_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from stream_dmgin.datasets import form
 from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training import evaluate as protocol
-from stream_dmgin.training import recipes
+from stream_dmgin.training import measure as measuring
+from stream_dmgin.training import recipes, report
 from stream_dmgin.training.online import NEVER
+from stream_dmgin.training.report import by_segment, write_report
 from stream_dmgin.training.zoo import MODELS, PEERS, named
 from tests.logs import T0, dataset
 
@@ -66,14 +69,14 @@ def test_each_test_row_is_scored_once_a_seed(
     data: form.Dataset, small: None, tmp_path: Path, refit: int, model: str
 ) -> None:
     source, scored = protocol.evaluate(data, plan(data, refit), model, seeds=2)
-    protocol.write_scores(source, scored, tmp_path / "s.parquet")
+    measuring.write_scores(source, scored, tmp_path / "s.parquet")
     t = pq.read_table(tmp_path / "s.parquet")
     day = data.day(data.rows["ts"].to_numpy())
     want = data.rows.filter((day >= 8) & (day <= 9))
     assert t.num_rows == 2 * want.num_rows and set(t["seed"].to_pylist()) == {1, 2}
     assert t["item_id"].to_pylist() == 2 * want["item_id"].to_pylist()
     assert all(np.isfinite(t[c].to_numpy()).all() for c in ("ctr", "ctr_raw", "ctr_online"))
-    m = protocol.measure(source, scored)
+    m = measuring.measure(source, scored)
     assert (
         set(m["calibrated"]) >= {"auc", "gauc", "logloss", "ece", "gauc_live"}
         and m["ece_noise"]["low"] < m["ece_noise"]["high"]
@@ -100,7 +103,7 @@ def test_labels_and_feedback_of_test_days_change_no_score_of_the_first(
 
 def test_the_floor_and_the_model_without_interests(data: form.Dataset, small: None) -> None:
     source, floor = protocol.evaluate(data, plan(data), model="item-ctr")
-    assert set(floor.calibrated) == {1} and 0.3 < protocol.measure(source, floor)["raw"]["auc"] < 0.8
+    assert set(floor.calibrated) == {1} and 0.3 < measuring.measure(source, floor)["raw"]["auc"] < 0.8
     _, bare = protocol.evaluate(data, plan(data), model="no-interest")
     _, whole = protocol.evaluate(data, plan(data))
     assert np.isfinite(bare.calibrated[1]).all() and not np.array_equal(bare.calibrated[1], whole.calibrated[1])
@@ -112,13 +115,15 @@ def test_all_models_on_one_replay_with_their_differences(data: form.Dataset, sma
     alone = protocol.evaluate(data, plan(data), "lightgbm")[1]
     assert np.array_equal(alone.calibrated[1], scored["lightgbm"].calibrated[1])
     assert not np.array_equal(alone.calibrated[1], scored["lightgbm"].calibrated[2])  # seeds differ
-    protocol.write_scores(source, scored, tmp_path / "s.parquet")
+    measuring.write_scores(source, scored, tmp_path / "s.parquet")
     t = pq.read_table(tmp_path / "s.parquet")
     assert t.num_rows == 9 * len(alone.row) and set(t["model"].to_pylist()) == set(MODELS)
-    pairs = protocol.differences(source, scored, draws=20)
-    assert len(pairs) == 10 and (pairs[-1].model, pairs[-1].than) == ("stack", "lightgbm")
-    found = {m: protocol.measure(source, s)["calibrated"] for m, s in scored.items()}
+    pairs = measuring.differences(source, scored, draws=20)
+    assert len(pairs) == 10 + 6 and (pairs[-1].model, pairs[-1].than) == ("stack", "lightgbm")
+    assert [p.scores for p in pairs] == ["calibrated"] * 10 + ["online"] * 6  # the floor isn't followed
+    measured = {m: measuring.measure(source, s) for m, s in scored.items()}
     for d in pairs:
+        found = {m: x[d.scores] for m, x in measured.items() if d.scores in x}
         for k, i in d.metrics.items():
             assert i.low <= i.high and abs(i.diff - (found[d.model][k] - found[d.than][k])) < 1e-9
 
@@ -180,7 +185,7 @@ def test_peers_and_ablations_on_one_replay(data: form.Dataset, small: None) -> N
     assert all(np.isfinite(p).all() for p in found)
     assert len({p.tobytes() for p in found}) == len(models)  # each is another model
     assert all(np.isfinite(s.frozen[1]).all() for s in scored.values())
-    pairs = protocol.differences(source, scored, draws=20)
+    pairs = measuring.differences(source, scored, draws=20)
     assert len(pairs) == 10 and all(p.metrics["auc"].low <= p.metrics["auc"].high for p in pairs)
     assert set(named("all")) >= {*MODELS, *PEERS} and "dmgin-no-across" in named("ablations")
     with pytest.raises(UsageError, match=r"choose of item-ctr, .*ablations"):
@@ -195,3 +200,46 @@ def test_no_peer_looks_into_the_test_days(data: form.Dataset, small: None) -> No
     first = data.rows["ts"].to_numpy()[before.row] <= data.rows["ts"].to_numpy()[before.row[0]]
     assert first.any() and np.array_equal(before.calibrated[1][first], after.calibrated[1][first])
     assert not np.array_equal(before.calibrated[1], after.calibrated[1])
+
+
+def test_rows_are_kept_and_used_again(
+    data: form.Dataset, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, first = protocol.evaluate_all(data, plan(data), ("lightgbm",), rows_dir=tmp_path / "rows")
+    monkeypatch.setattr(protocol, "training_rows", None)
+    _, again = protocol.evaluate_all(data, plan(data), ("lightgbm",), rows_dir=tmp_path / "rows")
+    assert np.array_equal(first["lightgbm"].calibrated[1], again["lightgbm"].calibrated[1])
+    fewer = replace(plan(data), train=protocol.days(data.meta, "2-5", "--days"))
+    with pytest.raises(InputError, match="of other requests than these days"):
+        protocol.evaluate_all(data, fewer, ("lightgbm",), rows_dir=tmp_path / "rows")
+
+
+def test_a_report_shows_every_model_and_segment(
+    data: form.Dataset, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "LEAST", 10)
+    source, scored = protocol.evaluate_all(data, plan(data), ("item-ctr", "lightgbm"))
+    found = scored["lightgbm"]
+    scores = {"calibrated": [found.calibrated[1]], "online": [found.online[1]]}
+    lines = by_segment(found.label, found.codes, scores, found.surfaces)
+    assert lines[0]["segment"] == "all" and lines[0]["rows"] == len(found.row)
+    for kind in {s["kind"] for s in lines} - {"all"}:
+        assert sum(s["rows"] for s in lines if s["kind"] == kind) <= len(found.row)
+    assert {s["kind"] for s in lines} >= {"all", "user", "item"}
+    models = {
+        m: {"seeds": 1, "metrics": measuring.measure(source, s), "segments": lines if m == "lightgbm" else []}
+        for m, s in scored.items()
+    }
+    different = [
+        {"model": d.model, "than": d.than, "scores": d.scores, **{k: i._asdict() for k, i in d.metrics.items()}}
+        for d in measuring.differences(source, scored, draws=20)
+    ]
+    result = {
+        "dataset": "d", "track": "frozen", "rows": len(found.row), "clicks": 1, "models": models, "differences": different,
+    }  # fmt: skip
+    write_report(tmp_path, result, found.label, {m: s.calibrated[1] for m, s in scored.items()}, "evaluate d")
+    text = (tmp_path / "report.md").read_text()
+    assert "| lightgbm | 1 | online |" in text and "| item-ctr | 1 | calibrated |" in text and "| user " in text
+    assert "| lightgbm less item-ctr | calibrated | auc |" in text and "    evaluate d" in text
+    assert json.loads((tmp_path / "report.json").read_text())["models"]["lightgbm"]["segments"] == lines
+    assert "<title>Reliability" in (tmp_path / "reliability.svg").read_text()
