@@ -121,7 +121,7 @@ class Reader(Protocol):
     """Reads assigned partitions; one thread only."""
 
     def assign(self, offsets: Mapping[TP, int]) -> None:
-        """Read these partitions from these offsets (-2: the first kept), replacing what was assigned. Doesn't block."""
+        """Read these partitions from these offsets (-2: the first kept, -1: the end), replacing what was assigned. Doesn't block."""
 
     def poll(self, max_records: int, timeout: float) -> Batch | None:
         """What is there now, at most `max_records`; waits up to `timeout` seconds for the first record only, never for
@@ -168,6 +168,9 @@ class GroupReader(Reader, Protocol):
     def confirm(self) -> None:
         """Raises Fenced when this member may have lost its partitions to another: call it before what must not be written by
         two. Free while `poll` is called often; after a stall it asks the group, for two seconds at most."""
+
+    def reread(self, offsets: Mapping[TP, int]) -> None:
+        """Go on at other offsets (-2: the first kept) in some of the partitions that the group gave. Pauses stay."""
 
     def rejoin(self) -> None:
         """After Fenced: give up what was assigned and join the group anew, without a word to the listener."""

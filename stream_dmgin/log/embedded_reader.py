@@ -28,6 +28,7 @@ WINDOW_BYTES = 64 << 20  # of a file, mapped at once
 FRAME_MAX = 16 << 20  # bytes of the largest frame
 NAPS = ((0.05, 0.0005), (2.0, 0.001), (float("inf"), 0.002))  # idle for less than so long: sleep so long
 GROUP_NAP = 0.05
+END = -1
 
 
 class EmbeddedReader:
@@ -45,6 +46,8 @@ class EmbeddedReader:
         for row, (topic, partition) in enumerate(self._rows):
             files, offset = self._files[topic], max(0, offsets[topic, partition])
             end = files.tail(partition)[0]
+            if offsets[topic, partition] == END:
+                offset = end
             if offset > end:
                 raise LogUnavailable(
                     f"{topic} partition {partition} ends at offset {end}, but the store has read up to {offset}: the log was "
@@ -200,6 +203,13 @@ class EmbeddedGroupReader(EmbeddedReader):
     def group_metadata(self) -> bytes:
         """See base.GroupReader: no transactions here."""
         return b""
+
+    def reread(self, offsets: Mapping[TP, int]) -> None:
+        """See base.GroupReader."""
+        paused = [tp for tp, p in zip(self._rows, self._paused.tolist(), strict=True) if p]
+        now = dict(zip(self._rows, self._cursors[:, frames.NEXT].tolist(), strict=True))
+        super().assign({**now, **offsets})
+        self.pause(paused)
 
     def rejoin(self) -> None:
         """See base.GroupReader: never fenced."""

@@ -341,6 +341,11 @@ class KafkaGroupReader(KafkaReader):
         if not self._still_member():
             raise self._fence()
 
+    def reread(self, offsets: Mapping[TP, int]) -> None:
+        """See base.GroupReader."""
+        if mine := {tp: offset for tp, offset in offsets.items() if tp in self._assigned}:
+            self._restart(mine)
+
     def rejoin(self) -> None:
         """See base.GroupReader. Raises Fenced for good when another process has this member's group.instance.id."""
         if self._fenced_instance:

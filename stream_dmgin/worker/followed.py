@@ -28,6 +28,7 @@ log_ = logging.getLogger(__name__)
 FOLLOW_S = 0.005  # the topics are looked at no more often
 CHECKPOINT_S = 30.0
 CATCH_UP_S = 600.0
+QUIET_S = 5.0  # without a record, while the end isn't reached: is the log there at all?
 
 
 class Followed:
@@ -92,10 +93,17 @@ class Followed:
 
     def _read_to_end(self, *names: str) -> None:
         ends = {(t, p): end for t in names for p, end in self._log.ends(t).items()}
-        t0 = time.monotonic()
+        t0 = heard = time.monotonic()
         while any(self._next(tp) < end for tp, end in ends.items()):
-            if not self._take(0.1) and time.monotonic() - t0 > CATCH_UP_S:
+            now = time.monotonic()
+            if self._take(0.1):
+                heard = now
+            elif now - t0 > CATCH_UP_S:
                 raise LogUnavailable(f"{' and '.join(names)} could not be read to the end in {CATCH_UP_S:.0f} s")
+            elif now - heard > QUIET_S:
+                self._log.ends(names[0])
+                self._health.step()
+                heard = now
 
     def _next(self, tp: TP) -> int:
         read = self._shared.next_offset if tp[0] == self._counters_topic else self._items_next[tp[1]]

@@ -112,7 +112,7 @@ class Loop:
                 batch.release()
         for chore in self.chores:
             chore()
-        if self._waiting or self._paused or self._health.waiting:
+        if self._waiting or self._paused or self._health.waiting or self._partitions.coming:
             self._regulate()
         self._shared.follow()
         self._partitions.tend()
@@ -148,9 +148,9 @@ class Loop:
             for p in np.unique(of):
                 owned = self._partitions.owned.get(int(p))
                 if owned is not None:
+                    self.totals.events += int((of == p).sum())
                     counted = self._fold(owned, batch, columns, rows[of == p], bad)
                     self._health.metrics.events.inc(counted)
-            self.totals.events += n_events
         observe("parse").observe(t1 - t0)
         observe("fold").observe(time.perf_counter() - t1)
         if n_events < len(batch) and self._answers is not None:
@@ -278,17 +278,17 @@ class Loop:
         self._send_score(key, value, headers, r.owned, r.record.offset)
 
     def _regulate(self) -> None:
-        """Requests wait while their partition's state is behind what the log held when it was assigned; everything waits while
-        the worker takes nothing on purpose."""
+        """Requests wait while their partition's state is behind what the log held when it was assigned; everything of a partition
+        waits while its store is fetched, and everything at all while the worker takes nothing on purpose."""
         owned = self._partitions.owned
         if self._generation != self._partitions.generation:
             self._generation, self._paused = self._partitions.generation, set()  # a new assignment forgets pauses
         for o in owned.values():
             if o.restoring:
                 o.remaining()
-        want = {(self._requests_topic, p) for p, o in owned.items() if o.restoring}
-        if self._health.waiting:
-            want = {(t, p) for p in owned for t in self._topics}
+        want = {(t, p) for t in self._topics if t == self._requests_topic for p, o in owned.items() if o.restoring}
+        stopped = self._partitions.coming | (owned.keys() if self._health.waiting else set())
+        want |= {(t, p) for p in stopped for t in self._topics}
         if new := want - self._paused:
             self._reader.pause(new)
         if ready := {tp for tp in self._paused - want if tp[1] in owned}:

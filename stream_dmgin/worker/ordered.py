@@ -127,6 +127,10 @@ class OrderedReader:
         """See GroupReader."""
         return self._inner.group_metadata()
 
+    def reread(self, offsets: Mapping[TP, int]) -> None:
+        """See GroupReader."""
+        self._inner.reread(offsets)
+
     def rejoin(self) -> None:
         """See GroupReader."""
         self._buffers.clear()

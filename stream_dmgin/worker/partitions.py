@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stream_dmgin import topics
-from stream_dmgin.errors import FormatError, StoreBusy, StreamDmginError
+from stream_dmgin.errors import FormatError, LogUnavailable, StoreBusy, StreamDmginError
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import TP, GroupReader, Log
 from stream_dmgin.state.engine import StateEngine
@@ -33,12 +33,13 @@ from stream_dmgin.state.ops.places import (
     write_json,
 )  # fmt: skip
 from stream_dmgin.state.store import REQUESTS_ROW
+from stream_dmgin.worker.fetching import Fetching
 from stream_dmgin.worker.health import Health
+from stream_dmgin.worker.patience import Patience
 
 log_ = logging.getLogger(__name__)
 
 Offsets = Mapping[str, Mapping[int, int]]  # full topic name -> partition -> offset
-Recover = Callable[[list[int], Offsets, Offsets], None]  # fills stores that aren't here: (partitions, begins, ends)
 BUSY_S = 15.0  # a store on the same machine is released by its last owner within moments
 SURPLUS_S = 5.0  # a worker that has got no partition by then is one too many: a standby for all
 KEPT_S = 3.0  # how long the stores of an eager rebalance wait for its end
@@ -133,8 +134,10 @@ class Partitions:
         self.standby: Copies | None = None  # set by the worker, if it keeps copies
         self.generation = 0  # changes with each assignment
         self.wait_for_state = True  # requests wait until the state is as fresh as the log was at assignment
-        self.recover: Recover = _from_log  # set by the worker, if there are snapshots to take from
+        self.fetching: Fetching | None = None  # set by the worker, if there are snapshots to take from
+        self.coming: set[int] = set()  # given, and not opened before their stores are fetched
         self.reader: GroupReader | None = None  # set by the worker, once it has subscribed with this listener
+        self.patience = Patience(health)  # the worker's own knows of stop signals
 
     def _check_partitions(self) -> int:
         have = self._log.topics()
@@ -177,38 +180,42 @@ class Partitions:
         self.generation += 1
         t0 = time.monotonic()
         whole = [p for p in sorted({p for _, p in self._given}) if all((t, p) in self._given for t in self._topics())]
-        new = [p for p in whole if p not in self.owned]
+        self.coming = self._fetch([p for p in whole if p not in self.owned])
+        new = [p for p in whole if p not in self.owned and p not in self.coming]
         copies = sum(map(self._copied, new))
-        if new:
-            self._before_open()
-            ends = {t: self._log.ends(t) for t in self.names}
-            begins = {t: self._log.begins(t) for t in self.names}
-            self.recover([p for p in new if p not in self._kept and not self._copied(p)], begins, ends)
-            committed = self.reader.committed([(t, p) for t in self._topics() for p in new]) if self.reader else {}
-            for p in new:
-                self._open(p, ends, begins, committed)
-                self._health.progress()
+        self._open_all(new)
         self._close_kept()
+        self._forget_fetches()
         self._health.metrics.rebalances.labels("assigned").inc()
         self._tell()
         took = (time.monotonic() - t0) * 1000
-        warm = f", {copies} of them standby copies" if copies else ""
-        log_.info("assigned partitions %s, stores open after %.0f ms%s", sorted({p for _, p in partitions}), took, warm)
+        more = f", {copies} of them standby copies" if copies else ""
+        more += f", the stores of {sorted(self.coming)} are fetched from snapshots" if self.coming else ""
+        log_.info("assigned partitions %s, stores open after %.0f ms%s", sorted({p for _, p in partitions}), took, more)
         # All topics of a partition that is whole now, those that the group gave earlier too: they were read past meanwhile
         wanted = {tp for tp in self._given if tp[1] in new} | set(partitions)
-        return {(t, p): (self.next_offset(o, t) if (o := self.owned.get(p)) else 0) or -2 for t, p in wanted}
+        return {tp: self._start(tp) for tp in wanted}
 
     def revoked(self, partitions: list[TP]) -> None:
         """Commit these, and release them; in an eager group, when it is known who gets them."""
         self._given -= set(partitions)
+        self.coming -= {p for _, p in partitions}
         numbers = sorted({p for _, p in partitions} & self.owned.keys())
-        self._release([self.owned[p] for p in numbers])
+        try:
+            self._release([self.owned[p] for p in numbers])
+        except LogUnavailable as e:  # this member's session is over before the log is back
+            if self._leaving:
+                raise
+            log_.warning("partitions %s can't be released in order, the log is away: %s", numbers, e)
+            self.lost(partitions)
+            return
         gone = {p: self.owned.pop(p).engine for p in numbers}
         if self.reader is not None and self.reader.eager and not self._leaving:
             self._kept |= gone
             self._kept_until = time.monotonic() + KEPT_S
         else:
             self._let_go(gone)
+            self._forget_fetches()
         self._health.metrics.rebalances.labels("revoked").inc()
         self._tell()
         log_.info("released partitions %s", numbers)
@@ -217,6 +224,7 @@ class Partitions:
         """Drop these: they may have another owner already. Raises Fenced where what was sent for them could only be taken back
         together with answers of others."""
         self._given -= set(partitions)
+        self.coming -= {p for _, p in partitions}
         numbers = sorted({p for _, p in partitions} & self.owned.keys())
         for p in numbers:
             self.owned.pop(p).engine.close()
@@ -239,7 +247,18 @@ class Partitions:
         self._close_kept()
 
     def tend(self) -> None:
-        """Release what waits for the end of a rebalance that takes too long: another worker may be waiting for it."""
+        """Open what has been fetched. Release what waits for the end of a rebalance that takes too long: another worker may be
+        waiting for it."""
+        if self.fetching is not None:
+            here = sorted(filter(self.fetching.ready, self.coming))
+            if here:
+                self.coming.difference_update(here)
+                self._open_all(here)
+                self._tell()
+                log_.info("opened partitions %s", here)
+                if self.reader is not None:
+                    self.reader.reread({tp: self._start(tp) for tp in self._given if tp[1] in here})
+            self.fetching.tell(bool(self.coming))
         if self._kept and time.monotonic() > self._kept_until:
             log_.info("released the stores of partitions %s: the rebalance takes its time", sorted(self._kept))
             self._close_kept()
@@ -267,6 +286,10 @@ class Partitions:
             return None
         return {p for _, p in self._given} | self.owned.keys() | self._kept.keys()
 
+    def path(self, p: int) -> Path:
+        """Where the store of a partition is, or would be."""
+        return store_path(self._dir, p)
+
     def open_store(self, p: int) -> StateEngine:
         """The store of a partition. Raises StoreBusy."""
         return open_store_under_its_map(
@@ -285,11 +308,15 @@ class Partitions:
 
     def reached(self, ends: Mapping[TP, int]) -> bool:
         """Whether every owned partition is folded and answered up to these ends; not before there are owned ones."""
-        return bool(self.owned) and all(
-            max(self.next_offset(o, t), self.ended(t, p)) >= end
-            and (t != self.requests_topic or o.answered.safe == o.answered.next)
-            for (t, p), end in ends.items()
-            if (o := self.owned.get(p)) is not None
+        return (
+            bool(self.owned)
+            and not self.coming
+            and all(
+                max(self.next_offset(o, t), self.ended(t, p)) >= end
+                and (t != self.requests_topic or o.answered.safe == o.answered.next)
+                for (t, p), end in ends.items()
+                if (o := self.owned.get(p)) is not None
+            )
         )
 
     def ended(self, topic: str, partition: int) -> int:
@@ -304,6 +331,47 @@ class Partitions:
         self.owned.clear()
 
     # Inside
+
+    def _start(self, tp: TP) -> int:
+        """Where to read on; -1, the end, for what isn't open yet (and is passed over)."""
+        o = self.owned.get(tp[1])
+        return -1 if o is None else self.next_offset(o, tp[0]) or -2
+
+    def _fetch(self, new: Sequence[int]) -> set[int]:
+        """Those of these partitions that can't be opened before their stores are here."""
+        fetching = self.fetching
+        if fetching is None:
+            return set()
+        absent = [p for p in new if p not in self._kept and not self._copied(p) and not fetching.ready(p)]
+        coming = {p for p in absent if p in fetching.partitions or fetching.missing(p)}
+        for p in coming:
+            fetching.begin(p)
+        if coming and not self.wait_for_state:  # a bounded run in stream time: all partitions, or none
+            fetching.wait()
+            return {p for p in coming if not fetching.ready(p)}
+        return coming
+
+    def _forget_fetches(self) -> None:
+        """What is fetched for nobody. Standby copies see to theirs themselves."""
+        if self.fetching is not None and self.standby is None:
+            for p in set(self.fetching.partitions) - self.coming:
+                self.fetching.cancel(p)
+
+    def _open_all(self, new: Sequence[int]) -> None:
+        if not new:
+            return
+        begins, ends, committed = self.patience.ask("opening partitions", lambda: self._prepare(new))
+        for p in new:
+            self._open(p, ends, begins, committed)
+            self._health.progress()
+
+    def _prepare(self, new: Sequence[int]) -> tuple[Offsets, Offsets, Mapping[TP, int]]:
+        """(begins, ends) of the event topics now, and what the group has committed of these partitions. What others have counted
+        is known then, too."""
+        self._before_open()
+        ends = {t: self._log.ends(t) for t in self.names}
+        begins = {t: self._log.begins(t) for t in self.names}
+        return begins, ends, self.reader.committed([(t, p) for t in self._topics() for p in new]) if self.reader else {}
 
     def _tell(self) -> None:
         self._health.partitions = tuple(sorted(self.owned))
@@ -354,10 +422,6 @@ class Partitions:
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.05)
-
-
-def _from_log(numbers: list[int], begins: Offsets, ends: Offsets) -> None:
-    """Nothing to recover from: an empty store folds the whole log."""
 
 
 def check_topics(log: Log, prefix: str) -> None:

@@ -1,5 +1,5 @@
 """Stores that aren't here are filled from the newest good snapshot before they are opened; the worker then folds the tail of the
-log as after any restart. Control path: called when partitions are assigned, several partitions at once.
+log as after any restart. Control path: runs in threads (worker/fetching.py), several partitions at once.
 
 A snapshot is good for a partition when its files are whole, it is of the same topics and partitions, and the log still holds
 what comes after it. Otherwise an older one is tried, and then the whole log is folded; what was wrong is said. A store of
@@ -10,42 +10,37 @@ from __future__ import annotations
 
 import logging
 import shutil
-import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Mapping
 from pathlib import Path
 
 from stream_dmgin import topics
-from stream_dmgin.errors import StreamDmginError
+from stream_dmgin.errors import LogUnavailable, StreamDmginError
 from stream_dmgin.groups.map import GroupMap
-from stream_dmgin.log.base import Log
+from stream_dmgin.log.base import Log, open_log
 from stream_dmgin.settings import Settings
 from stream_dmgin.state.ops.places import store_path
 from stream_dmgin.state.snapshots.manifest import Manifest
 from stream_dmgin.state.snapshots.place import Place, SnapshotsUnavailable
 from stream_dmgin.state.snapshots.restore import Restored, candidates, fetch_groups, restore_partition, restoring_path
 from stream_dmgin.state.store import holds_a_store
-from stream_dmgin.worker.health import Health
+from stream_dmgin.worker.fetching import Cancelled, Progress
 from stream_dmgin.worker.partitions import Offsets, read_groups, read_meta
 
 log_ = logging.getLogger(__name__)
 
-AT_ONCE = 4  # partitions
-REPORT_S = 2.0
+AGAIN_S = 2.0  # a log that is away is asked so often
 RETRIES_S = (1.0, 3.0, 9.0)  # pauses before a location that can't be reached is given up
 
 
 class Recovery:
     """Fills empty stores from `snapshot.to`."""
 
-    def __init__(self, settings: Settings, health: Health) -> None:
+    def __init__(self, settings: Settings) -> None:
         """Raises ConfigError when the location can't be named so."""
-        self._settings, self._health = settings, health
+        self._settings = settings
         self._place = Place(settings["snapshot.to"])
         self._directory = settings.data_dir / "state"
-        self._lock = threading.Lock()
-        self._bytes = [0, 0]  # to fetch, fetched
 
     def groups(self) -> GroupMap:
         """The group map that the worker shall use: the one it was given, else that of the stores, else of the newest snapshot."""
@@ -71,37 +66,31 @@ class Recovery:
     def _is_ours(self, m: Manifest) -> bool:
         return m.prefix == self._settings.prefix
 
-    def fill(self, numbers: list[int], begins: Offsets, ends: Offsets) -> None:
-        """Fill those of these partitions' stores that aren't here. Never raises for a snapshot: the log has everything."""
-        missing = [p for p in numbers if not holds_a_store(store_path(self._directory, p))]
-        if not missing:
-            return
+    def missing(self, partition: int) -> bool:
+        """Whether there is no store of this partition here."""
+        return not holds_a_store(store_path(self._directory, partition))
+
+    def fill(self, partition: int, progress: Progress) -> None:
+        """Fill the store of a partition, if a snapshot is good. In a thread; never raises: the log has everything."""
         t0 = time.monotonic()
-        log_.info("partitions %s have no store here: looking for snapshots at %s", missing, self._place.url)
-        self._bytes = [0, 0]
-        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="recover") as pool:
-            jobs = {pool.submit(self._one, p, begins, ends): p for p in missing}
-            self._watch(set(jobs))
-        self._health.restore_bytes = 0
-        self._health.metrics.restoring_bytes.set(0)
-        from_snapshot = 0
-        for job, p in jobs.items():
-            done = job.result()
-            for problem in done.problems:
-                log_.warning("%s", problem)
-            if done.manifest is None:
-                log_.warning("partition %d: no good snapshot, the whole log is folded", p)
-                shutil.rmtree(restoring_path(self._directory, p), ignore_errors=True)
-            else:
-                from_snapshot += 1
-                left = sum(max(0, ends[t].get(p, 0) - o) for t, o in done.manifest.offsets.items() if t in ends)
-                log_.info(
-                    "partition %d: restored from snapshot %s, %d records are to be folded", p, done.manifest.id, left
-                )
-        log_.info(
-            "%d of %d stores restored, %d MB in %.1f s", from_snapshot, len(missing), self._bytes[1] // 1_000_000,
-            time.monotonic() - t0,
-        )  # fmt: skip
+        log_.info("partition %d has no store here: looking for snapshots at %s", partition, self._place.url)
+        try:
+            begins, ends = self._bounds(progress)
+            done = self._one(partition, begins, ends, progress)
+        except Cancelled:
+            log_.info("partition %d: no longer to be restored here", partition)
+            return
+        for problem in done.problems:
+            log_.warning("%s", problem)
+        if done.manifest is not None:
+            left = sum(max(0, ends[t].get(partition, 0) - o) for t, o in done.manifest.offsets.items() if t in ends)
+            log_.info(
+                "partition %d: restored from snapshot %s, %d MB in %.1f s, %d records are to be folded", partition,
+                done.manifest.id, done.manifest.size // 1_000_000, time.monotonic() - t0, left,
+            )  # fmt: skip
+        elif self.missing(partition):
+            log_.warning("partition %d: no good snapshot, the whole log is folded", partition)
+            shutil.rmtree(restoring_path(self._directory, partition), ignore_errors=True)
 
     def fetch(self, log: Log, partition: int, groups: GroupMap, goal: Mapping[int, int], target: Path) -> bool:
         """Fill `target` with the newest snapshot of a partition that is folded with this very map, and not beyond `goal` (next offset by
@@ -123,47 +112,33 @@ class Recovery:
             return False
         return done.manifest is not None
 
-    def _watch(self, jobs: set[Future[Restored]]) -> None:
-        """Tell of progress, and let the loop's watchdog know while there is some."""
-        seen = -1
-        reported = time.monotonic()
-        while jobs:
-            jobs = wait(jobs, timeout=0.2, return_when=FIRST_EXCEPTION).not_done
-            total, done = self._bytes
-            self._health.restore_bytes = total - done
-            self._health.metrics.restoring_bytes.set(total - done)
-            now = time.monotonic()
-            if done != seen:
-                seen, self._health.turned = done, now
-                self._health.step()
-            if now - reported > REPORT_S:
-                reported = now
-                log_.info("restoring: %d of %d MB", done // 1_000_000, total // 1_000_000)
+    def _bounds(self, progress: Progress) -> tuple[Offsets, Offsets]:
+        """(begins, ends) of the event topics. Waits for a log that is away. Raises Cancelled."""
+        names = [self._settings.topic(t) for t in topics.EVENTS]
+        while True:
+            try:
+                with open_log(self._settings.log, self._settings.kafka) as log:
+                    return {t: log.begins(t) for t in names}, {t: log.ends(t) for t in names}
+            except LogUnavailable as e:
+                log_.warning("restoring waits for the log: %s", e)
+            progress.pause(AGAIN_S)
 
-    def _one(self, p: int, begins: Offsets, ends: Offsets) -> Restored:
+    def _one(self, p: int, begins: Offsets, ends: Offsets, progress: Progress) -> Restored:
         problems: list[str] = []
         for pause in (*RETRIES_S, None):
             try:
                 return restore_partition(
-                    self._place, p, self._directory, fits=lambda m: self._wrong(m, begins, ends), told=self._told
+                    self._place, p, self._directory, fits=lambda m: self._wrong(m, begins, ends), told=progress.begin
                 )
             except SnapshotsUnavailable as e:
                 problems.append(str(e))
                 if pause is not None:
-                    time.sleep(pause)
+                    progress.pause(pause)
+            except Cancelled:
+                raise
             except Exception as e:  # a full disk, say: the worker will meet it again where it is known how to go on
                 return Restored(p, None, [*problems, f"partition {p}: restoring failed: {e!r}"])
         return Restored(p, None, problems)
-
-    def _told(self, total: int) -> Callable[[int], None]:
-        with self._lock:
-            self._bytes[0] += total
-
-        def tell(n: int) -> None:
-            with self._lock:
-                self._bytes[1] += n
-
-        return tell
 
     def _wrong(self, m: Manifest, begins: Offsets, ends: Offsets) -> str:
         """What keeps a snapshot from being the begin of this partition's state; "" nothing."""

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from stream_dmgin import topics
+from stream_dmgin.errors import LogUnavailable
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import GroupReader, Log, open_log
 from stream_dmgin.scoring.scorer import Scorer
@@ -25,6 +26,7 @@ from stream_dmgin.worker.answers import FLOOR, Answers
 from stream_dmgin.worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from stream_dmgin.worker.disk import Disk
 from stream_dmgin.worker.erasing import Erasing
+from stream_dmgin.worker.fetching import Fetching
 from stream_dmgin.worker.forgetting import Forgetting
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.http import HealthServer, free_address
@@ -34,6 +36,7 @@ from stream_dmgin.worker.loop import Loop
 from stream_dmgin.worker.maintenance import Maintenance
 from stream_dmgin.worker.ordered import OrderedReader
 from stream_dmgin.worker.partitions import Owned, Partitions, check_topics, read_groups
+from stream_dmgin.worker.patience import Patience
 from stream_dmgin.worker.place import place, sharing
 from stream_dmgin.worker.recovery import Recovery
 from stream_dmgin.worker.regroup import Regroup
@@ -69,8 +72,13 @@ class Worker:
         # through all of it, for tens of milliseconds, while requests wait.
         gc.collect()
         gc.freeze()
-        while not stop.is_set():
-            self.loop.turn(POLL_S)
+        try:
+            while not stop.is_set():
+                self.loop.turn(POLL_S)
+        except LogUnavailable as e:
+            if not stop.is_set():
+                raise
+            log_.warning("told to stop while the log is away: %s", e)
 
     def until_end(self, stop: threading.Event, told: Callable[[int], None] = lambda records: None) -> None:
         """Turn until everything that the topics held at the start is folded, answered and committed, and the stores have the
@@ -86,7 +94,7 @@ class Worker:
                 self._sync_counters()
             if n == 0 and self.partitions.reached(ends) and not self.regroup.busy:
                 break
-            if not self.partitions.owned and time.monotonic() - t0 > UNOWNED_S:
+            if not (self.partitions.owned or self.partitions.coming) and time.monotonic() - t0 > UNOWNED_S:
                 log_.warning("no partitions yet: is another worker of this group running? Still waiting")
                 t0 = time.monotonic()
         self.loop.commit()
@@ -100,10 +108,13 @@ class Worker:
 
 
 @contextmanager
-def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterator[Worker]:
+def worker(
+    settings: Settings, *, score: bool, ordered: bool = False, stop: Callable[[], bool] = lambda: False
+) -> Iterator[Worker]:
     """A worker with its stores and connections; leaving the block commits, leaves the group and closes everything.
 
-    `ordered`: a backlog in the order of record timestamps (worker/ordered.py), for bounded runs.
+    `ordered`: a backlog in the order of record timestamps (worker/ordered.py), for bounded runs. `stop()`: whether the worker was
+    told to end, asked wherever it waits for a log that is away.
     """
     with ExitStack() as stack:
         health = Health()
@@ -111,7 +122,7 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         store.budget(settings["worker.rocksdb_mb"] << 20)
         log = stack.enter_context(open_log(settings.log, settings.kafka))
         check_topics(log, settings.prefix)
-        recovery = Recovery(settings, health) if settings["snapshot.to"] else None
+        recovery = Recovery(settings) if settings["snapshot.to"] else None
         groups = recovery.groups() if recovery else read_groups(settings["worker.groups"], settings.data_dir / "state")
         health.groups = groups.id
         writer = log.writer(linger_ms=0 if score else 5)
@@ -143,8 +154,10 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
             on_open=opened, before_open=shared.catch_up_counters,
             release=lambda released: part[0].release(released), on_lost=lambda: part[0].lost(),  # noqa: PLW0108 - the loop comes later
         )  # fmt: skip
+        partitions.patience = Patience(health, stop)
         if recovery:
-            partitions.recover = recovery.fill
+            partitions.fetching = Fetching(recovery.missing, recovery.fill, health)
+            stack.callback(partitions.fetching.close)
         stack.callback(partitions.close)
         partitions.wait_for_state = not ordered
         names = [settings.topic(t) for t in (*topics.EVENTS, *((topics.REQUESTS,) if score else ()))]
@@ -181,7 +194,8 @@ def worker(settings: Settings, *, score: bool, ordered: bool = False) -> Iterato
         if settings["worker.standby"] and not ordered:
             standby = Standby(
                 log, settings.prefix, partitions.total, shared.control, health, open_store=partitions.open_store,
-                published=shared.published, mine=partitions.not_others, on_open=erasing.opened,
+                path=partitions.path, fetching=partitions.fetching, published=shared.published, mine=partitions.not_others,
+                on_open=erasing.opened,
             )  # fmt: skip
             stack.callback(standby.close)
             partitions.standby = standby
@@ -279,7 +293,7 @@ def run(settings: Settings, *, score: bool, until_end: bool, ordered: bool = Fal
     if http != "off":
         http = free_address(http, chosen=settings.origin["worker.http"] != "default")
     with _signals() as stop, ExitStack() as views:
-        with worker(settings, score=score, ordered=ordered) as w:
+        with worker(settings, score=score, ordered=ordered, stop=stop.is_set) as w:
             if until_end:
                 with Watchdog(w.health, settings["worker.stall_s"]):
                     w.until_end(stop)

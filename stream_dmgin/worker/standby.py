@@ -4,24 +4,29 @@ A copy is folded exactly as far as its owner has published increments of the sha
 anyway: up to there they are counted, beyond they are not, so whoever takes over goes on from the copy as from any store. It is
 a commit interval behind the owner. Between two turns of the loop, a slice a turn; nothing is answered, diverted or published.
 
+A copy that isn't here yet begins with the newest good snapshot, if there are any, else with the log (worker/fetching.py).
+
 A round reads the partitions that have moved, from the copies' offsets to the published ones, with a reader in no group.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from stream_dmgin import topics
 from stream_dmgin.control import Control, mask_skipped
-from stream_dmgin.errors import StoreBusy, StreamDmginError
+from stream_dmgin.errors import LogUnavailable, StoreBusy, StreamDmginError
 from stream_dmgin.log.base import TP, Batch, Log, Reader
 from stream_dmgin.state.engine import StateEngine
 from stream_dmgin.state.parse import parse_events
 from stream_dmgin.state.store import REQUESTS_ROW
+from stream_dmgin.worker.fetching import Fetching
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.partitions import Answered, Owned
 
@@ -39,10 +44,12 @@ class Standby:
 
     def __init__(
         self, log: Log, prefix: str, total: int, control: Control, health: Health, *, open_store: Callable[[int], StateEngine],
-        published: Callable[[int], Mapping[int, int]], mine: Callable[[], Collection[int] | None], on_open: Callable[[Owned], None],
+        path: Callable[[int], Path], published: Callable[[int], Mapping[int, int]], mine: Callable[[], Collection[int] | None],
+        on_open: Callable[[Owned], None], fetching: Fetching | None = None,
     ) -> None:  # fmt: skip
         """`published(partition)`: event topic number -> next offset whose events aren't counted yet; `mine()`: partitions that
-        are no others', None while nobody knows; `on_open(copy)` ties in erasures."""
+        are no others', None while nobody knows; `on_open(copy)` ties in erasures; `path(partition)`: of its store."""
+        self._path, self._fetching = path, fetching
         self._log, self._prefix, self._total, self._control, self._health = log, prefix, total, control, health
         self._open_store, self._published, self._mine, self._on_open = open_store, published, mine, on_open
         self._names = {prefix + t: n for n, t in enumerate(topics.EVENTS)}
@@ -108,7 +115,7 @@ class Standby:
         if mine is None:
             return
         for p in range(self._total):
-            if p not in mine and p not in self.copies and now >= self._not_before.get(p, 0.0):
+            if p not in mine and p not in self.copies and now >= self._not_before.get(p, 0.0) and self._is_here(p):
                 self._not_before[p] = now + BEGINS_S
                 try:
                     self._add(p, self._open_store(p))
@@ -126,10 +133,18 @@ class Standby:
         self._health.metrics.standby.set(len(self.copies))
         self._health.metrics.standby_remaining.set(sum(self._goals[tp] - start for tp, start in starts.items()))
         if starts and now - self._asked_at > BEGINS_S:
+            try:
+                begins = {t: self._log.begins(t) for t in self._names}
+            except LogUnavailable as e:
+                log_.warning("the standby copies wait for the log: %s", e)
+                self._goals.clear()
+                return
             self._asked_at = now
-            begins = {t: self._log.begins(t) for t in self._names}
             for p in {p for (t, p), start in starts.items() if start < begins[t][p]}:
-                log_.warning("partition %d: no standby copy, the log no longer holds what it is to fold", p)
+                log_.warning(
+                    "partition %d: no standby copy, the log no longer holds what it is to fold. `state restore --partition %d --yes` "
+                    "takes a newer snapshot", p, p,
+                )  # fmt: skip
                 self._not_before[p] = now + BEGINS_S
                 self._drop(p)
             starts = {tp: start for tp, start in starts.items() if tp[1] in self.copies}
@@ -146,8 +161,21 @@ class Standby:
         self._asked_at = -1e9
         self._on_open(copy)
 
+    def _is_here(self, p: int) -> bool:
+        """Whether the store of a partition can be opened: it was here, or its snapshot is by now, or none is good."""
+        f = self._fetching
+        if f is None or f.ready(p) or not (p in f.partitions or f.missing(p)):
+            return True
+        if not f.partitions:  # one at a time
+            f.begin(p)
+        return False
+
     def _drop(self, p: int) -> None:
-        self.copies.pop(p).engine.close()
+        engine = self.copies.pop(p).engine
+        begun = engine.get(REQUESTS_ROW) is None  # never committed: it must not pass for a store that was left behind
+        engine.close()
+        if begun:
+            shutil.rmtree(self._path(p), ignore_errors=True)
         self._goals = {tp: goal for tp, goal in self._goals.items() if tp[1] != p}
 
     def _at(self, tp: TP, goal: int) -> int:

@@ -143,7 +143,9 @@ def _fill(place: Place, m: Manifest, directory: Path, target: Path, told: Told) 
     offsets = tuple(m.offsets.get(m.prefix + t) for t in topics.EVENTS)
     if facts is None or facts.offsets != offsets or facts.users != m.users:
         raise Damaged(f"its store says {facts}, its manifest offsets {offsets} and {m.users} users")
-    if target.exists():  # no store, as was seen before: leavings of one that was never begun
+    if holds_a_store(target):
+        raise Damaged(f"{target} was begun from the log meanwhile")
+    if target.exists():  # leavings of one that was never begun
         shutil.rmtree(target)
     building.rename(target)
     _sync(target.parent)
