@@ -8,6 +8,7 @@ StreamDmginError                      1   a check found a difference, or a failu
 ├── UnavailableError                  3   a broker, store or other dependency can't be reached
 │   ├── LogUnavailable                3
 │   └── StoreBusy                     3   another process holds the store
+├── DiskFull                          1   the disk of the data directory is full to the brim
 ├── RecordError                       -   one record is malformed: it goes to the dead letters, the worker goes on
 ├── StoreDamaged                      1   RocksDB can't read what it wrote: the disk, or somebody, changed a file
 └── Fenced                            1   this member lost its partitions: it must write nothing more
@@ -64,6 +65,10 @@ class StoreBusy(UnavailableError):
 
 class StoreDamaged(StreamDmginError):
     """RocksDB finds that a file of a store is not what it wrote."""
+
+
+class DiskFull(StreamDmginError):
+    """Nothing more can be written to the disk of the data directory."""
 
 
 class RecordError(StreamDmginError):

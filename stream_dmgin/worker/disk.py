@@ -6,21 +6,46 @@ than the reserve, so that it doesn't switch to and fro) the worker goes on by it
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from stream_dmgin.errors import DiskFull
+
 log_ = logging.getLogger(__name__)
 
 MB = 1_000_000
 ROOM = 1.1  # of the reserve, to go on
+NO_ROOM = ("No space left on device", "Disk quota exceeded", "Max allowed space was reached")
 
 
 def usage(path: Path) -> tuple[int, int]:
     """(bytes free for this account, bytes in all) of the file system of `path`."""
     found = shutil.disk_usage(path)
     return found.free, found.total
+
+
+def disk_full(error: BaseException, path: Path) -> DiskFull | None:
+    """What to say of an error that comes from a disk without any room; None for others. RocksDB's have only words."""
+    e: BaseException | None = error
+    seen: set[int] = set()
+    while e is not None and id(e) not in seen:
+        seen.add(id(e))
+        if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(w in str(e) for w in NO_ROOM):
+            break
+        e = e.__cause__ or e.__context__
+    else:
+        return None
+    try:
+        room = f"{usage(path)[0] / MB:.1f} MB are free"
+    except OSError:
+        room = "how much is free can't be told"
+    return DiskFull(
+        f"the disk of {path} is full: {room}. What failed: {e}. Nothing is lost: what was not written is folded again from the log. "
+        "Make room there (state stats -o json has the size of each store), and start the worker again"
+    )
 
 
 class Disk:

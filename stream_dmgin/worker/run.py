@@ -24,7 +24,7 @@ from stream_dmgin.state import store
 from stream_dmgin.worker.admin import Admin
 from stream_dmgin.worker.answers import FLOOR, Answers
 from stream_dmgin.worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
-from stream_dmgin.worker.disk import Disk
+from stream_dmgin.worker.disk import Disk, disk_full
 from stream_dmgin.worker.erasing import Erasing
 from stream_dmgin.worker.fetching import Fetching
 from stream_dmgin.worker.forgetting import Forgetting
@@ -287,7 +287,19 @@ def _scorers(settings: Settings, shared: Shared, groups: GroupMap, health: Healt
 
 
 def run(settings: Settings, *, score: bool, until_end: bool, ordered: bool = False) -> dict[str, Any]:
-    """Run a worker until SIGTERM, SIGINT or the end of the log; what it did, as the contract's JSON. Blocks."""
+    """Run a worker until SIGTERM, SIGINT or the end of the log; what it did, as the contract's JSON. Blocks. Raises DiskFull where
+    that is what something else came from."""
+    try:
+        return _run(settings, score=score, until_end=until_end, ordered=ordered)
+    except Exception as e:
+        full = disk_full(e, settings.data_dir)
+        if full is None:
+            raise
+        log_.debug("the disk is full", exc_info=e)
+        raise full from None
+
+
+def _run(settings: Settings, *, score: bool, until_end: bool, ordered: bool) -> dict[str, Any]:
     t0 = time.monotonic()
     http: str = "off" if until_end else settings["worker.http"]
     if http != "off":

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from stream_dmgin.errors import DiskFull, StreamDmginError
+from stream_dmgin.log.base import open_log
 from stream_dmgin.settings import ConfigError
-from stream_dmgin.worker.disk import MB, Disk
-from stream_dmgin.worker.run import Worker
+from stream_dmgin.state.ops.stores import Stores
+from stream_dmgin.state.ops.verify import verify
+from stream_dmgin.worker.disk import MB, Disk, disk_full
+from stream_dmgin.worker.run import Worker, run
 from tests.workers import event, folded, make_topics, running, settings_of, turn_until, write
 
 
@@ -60,6 +65,45 @@ def test_a_full_disk_stops_the_reader_and_room_starts_it_again(tmp_path: Path, s
         turn_until(w, done, "the rest")
         assert b"sdmgin_waiting 0.0" in w.health.metrics.text()
         assert w.health.ready()[0] == 200
+
+
+def test_a_disk_that_is_full_to_the_brim_is_said_and_loses_nothing(tmp_path: Path, small: Path) -> None:
+    s = settings_of(tmp_path, str(small / "data"), **{"worker.disk_free_mb": 0})
+    make_topics(s)
+    write(s, [event(f"u{k % 50}", k) for k in range(500)])
+    assert run(s, score=False, until_end=True)["events"] == 500
+    ballast = small / "ballast"
+    fill(ballast)
+    write(s, [event(f"u{k % 50}", k) for k in range(500, 900)])
+    for _ in range(2):  # and again at the next start
+        with pytest.raises(
+            DiskFull, match=r"the disk of \S+/data is full: 0\.\d MB are free.*Nothing is lost.*Make room"
+        ) as e:
+            run(s, score=False, until_end=True)
+        assert e.value.exit_code == 1
+    ballast.unlink()
+    assert run(s, score=False, until_end=True)["events"] == 400
+    with open_log(s.log) as log:
+        assert verify(Stores.of(s.data_dir), log, everyone=True).ok
+
+
+def fill(ballast: Path) -> None:
+    with open(ballast, "wb", buffering=0) as f, contextlib.suppress(OSError):
+        while True:
+            f.write(bytes(1 << 16))
+    with open(ballast, "ab", buffering=0) as f, contextlib.suppress(OSError):
+        while True:
+            f.write(bytes(1 << 12))
+
+
+def test_what_comes_from_a_full_disk(tmp_path: Path) -> None:
+    raw = Exception("IO error: No space left on device: While appending to file: 000012.log")
+    try:
+        raise StreamDmginError("partition 3: the state can't be written") from raw
+    except StreamDmginError as e:
+        assert "000012.log" in str(disk_full(e, tmp_path))
+    assert disk_full(OSError(28, "No space left on device"), tmp_path / "not" / "there") is not None
+    assert disk_full(ValueError("no"), tmp_path) is None
 
 
 def test_where_nothing_can_be_mounted(tmp_path: Path) -> None:
