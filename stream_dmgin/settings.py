@@ -32,6 +32,7 @@ class Setting:
     help: str
     check: Callable[[Any], bool] = lambda v: True
     fix: str = ""
+    plain: bool = False  # a text that may be written as a number, true or false
 
     @property
     def env(self) -> str:
@@ -41,6 +42,8 @@ class Setting:
     def parse(self, value: Any) -> Any:
         """The value in the setting's type. Raises ConfigError with the key, the value and the fix."""
         fix = self.fix or f"give a {self.type.__name__}"
+        if self.plain and isinstance(value, (bool, int)):
+            value = str(value).lower()
         try:
             if self.type is bool:
                 out = (
@@ -81,7 +84,10 @@ SETTINGS = (
             "a name of this worker alone that stays over restarts (Kafka's static membership): a restart moves no partitions"),
     Setting("worker.group_protocol", str, "classic", "Kafka's group protocol: classic, or consumer (KIP-848, Kafka 4.0 or newer)",
             lambda v: v in ("classic", "consumer"), "give classic or consumer"),
-    Setting("worker.standby", bool, False, "keep copies of the partitions that other workers own, for a warm take-over"),
+    Setting("worker.standby", str, "0",
+            "copies of each partition that other workers than its owner keep, for a warm take-over; all: every worker of all partitions",
+            lambda v: v.lower() in ("all", "true", "false") or (v.isdecimal() and int(v) <= 100), "give all, or a number from 0 to 100",
+            plain=True),
     Setting("worker.exactly_once", bool, False, "scores and dead letters in Kafka transactions: consumers see each once"),
     Setting("worker.transaction_ms", int, 50, "exactly once: milliseconds between two transactions, which answers wait for",
             lambda v: 1 <= v <= 5000, "give 1 to 5000 milliseconds"),

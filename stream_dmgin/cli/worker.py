@@ -25,7 +25,14 @@ from stream_dmgin.cli.common import Context, common_options, setting_flags
     default=None,
     help="scores and dead letters in Kafka transactions: consumers see each once",
 )
-@click.option("--standby", is_flag=True, default=None, help="keep copies of the partitions that other workers own")
+@click.option(
+    "--standby",
+    metavar="[N]",
+    is_flag=False,
+    flag_value="all",
+    default=None,
+    help="keep copies of partitions that other workers own: N of each, over all workers; without a number all on every worker",
+)
 @click.option("--http", metavar="HOST:PORT", help="health and metrics, or `off` [default: 127.0.0.1:8088]")
 @common_options
 @setting_flags(
@@ -43,7 +50,7 @@ def command(
     until_end: bool,
     ordered: bool,
     exactly_once: bool | None,
-    standby: bool | None,
+    standby: str | None,
     http: str | None,
 ) -> None:
     """Fold events into state and answer score requests, until SIGTERM.

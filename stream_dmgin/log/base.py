@@ -169,6 +169,9 @@ class GroupReader(Reader, Protocol):
         """Raises Fenced when this member may have lost its partitions to another: call it before what must not be written by
         two. Free while `poll` is called often; after a stall it asks the group, for two seconds at most."""
 
+    def member(self) -> str:
+        """This member's name, as `Log.members` has it; "" while it has none."""
+
     def reread(self, offsets: Mapping[TP, int]) -> None:
         """Go on at other offsets (-2: the first kept) in some of the partitions that the group gave. Pauses stay."""
 
@@ -249,6 +252,10 @@ class Log(Protocol):
 
     def committed(self, group: str, topics: Sequence[str]) -> dict[TP, int]:
         """What a group last committed of these topics, from outside the group; -1 where it never did."""
+
+    def members(self, group: str) -> list[str] | None:
+        """The members of a group (their static names, or those that the broker gave them). None while it is between two
+        assignments, and where the log doesn't tell. Raises LogUnavailable."""
 
     def describe(self) -> dict[str, Any]:
         """What there is to say of the log itself: at least `kind` and `nodes` (addresses). Raises LogUnavailable."""

@@ -99,6 +99,10 @@ class EmbeddedLog:
             (t, p): int(found.get(t, {}).get(str(p), -1)) for t in topics for p in range(self._files(t).info.partitions)
         }
 
+    def members(self, group: str) -> list[str] | None:
+        """See base.Log: nobody knows them here."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """See base.Log."""
         return {"kind": "embedded", "nodes": [str(self.directory)]}

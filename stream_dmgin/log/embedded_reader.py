@@ -204,6 +204,10 @@ class EmbeddedGroupReader(EmbeddedReader):
         """See base.GroupReader: no transactions here."""
         return b""
 
+    def member(self) -> str:
+        """See base.GroupReader: members have no names here."""
+        return ""
+
     def reread(self, offsets: Mapping[TP, int]) -> None:
         """See base.GroupReader."""
         paused = [tp for tp, p in zip(self._rows, self._paused.tolist(), strict=True) if p]

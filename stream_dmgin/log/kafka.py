@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupState, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it does, untyped
     AdminClient,
     AlterConfigOpType,
@@ -158,6 +158,14 @@ class KafkaLog:
         finally:
             consumer.close()
         return {(tp.topic, tp.partition): max(-1, tp.offset) for tp in found}
+
+    def members(self, group: str) -> list[str] | None:
+        """See base.Log."""
+        asked = self._admin.describe_consumer_groups([group], request_timeout=REQUEST_S)[group]
+        found = self._result(asked, f"asking for the members of group {group}")
+        if found.state != ConsumerGroupState.STABLE:
+            return None
+        return [m.group_instance_id or m.member_id for m in found.members]
 
     def describe(self) -> dict[str, Any]:
         """See base.Log."""

@@ -314,6 +314,7 @@ class KafkaGroupReader(KafkaReader):
 
     def __init__(self, settings: Mapping[str, str], topics: Sequence[str], listener: GroupListener) -> None:
         self._listener = listener
+        self._instance = settings.get("group.instance.id", "")
         self._pending: deque[tuple[int, list[TP]]] = deque()
         self._epoch = 0  # counts assignments: the result of a commit of an earlier one says nothing of this one
         self._fenced = ""
@@ -340,6 +341,10 @@ class KafkaGroupReader(KafkaReader):
         """See base.GroupReader."""
         if not self._still_member():
             raise self._fence()
+
+    def member(self) -> str:
+        """See base.GroupReader."""
+        return self._instance or self._metadata()[1]
 
     def reread(self, offsets: Mapping[TP, int]) -> None:
         """See base.GroupReader."""
@@ -412,18 +417,9 @@ class KafkaGroupReader(KafkaReader):
     def group_metadata(self) -> bytes:
         """See base.GroupReader: what confluent-kafka's producers take as the metadata of a consumer. Raises Fenced outside the
         group: the broker takes offsets that come without a generation from anybody."""
-        group = self._lib.consumer_group_metadata(self._rk)
-        buffer, size = C.c_void_p(), C.c_size_t()
-        error = self._lib.consumer_group_metadata_write(group, C.byref(buffer), C.byref(size))
-        self._lib.consumer_group_metadata_destroy(group)
-        self._check_error(error, "telling the group's metadata")
-        out = C.string_at(buffer.value or 0, size.value)
-        self._lib.mem_free(None, buffer)
-        # "CGMDv2:", the generation as a native int32, ...; -1 once librdkafka knows that the membership is gone
-        if (
-            not out.startswith(GROUP_METADATA)
-            or int.from_bytes(out[len(GROUP_METADATA) :][:4], sys.byteorder, signed=True) < 0
-        ):
+        out, member = self._metadata()
+        # the generation is a native int32; -1 once librdkafka knows that the membership is gone
+        if not member or int.from_bytes(out[len(GROUP_METADATA) :][:4], sys.byteorder, signed=True) < 0:
             self._fenced = self._fenced or "no generation"
             raise self._fence()
         return out
@@ -447,6 +443,19 @@ class KafkaGroupReader(KafkaReader):
             super().close()
 
     # -- within -------------------------------------------------------------------------------------------------------
+
+    def _metadata(self) -> tuple[bytes, str]:
+        """The group's metadata, and the name of the member in it: "CGMDv2:", generation, group, 0, member, 0, ..."""
+        group = self._lib.consumer_group_metadata(self._rk)
+        buffer, size = C.c_void_p(), C.c_size_t()
+        error = self._lib.consumer_group_metadata_write(group, C.byref(buffer), C.byref(size))
+        self._lib.consumer_group_metadata_destroy(group)
+        self._check_error(error, "telling the group's metadata")
+        out = C.string_at(buffer.value or 0, size.value)
+        self._lib.mem_free(None, buffer)
+        if not out.startswith(GROUP_METADATA):
+            return out, ""
+        return out, out[len(GROUP_METADATA) + 4 :].split(b"\0")[1].decode()
 
     def _waiting(self) -> bool:
         return bool(self._pending)

@@ -127,6 +127,10 @@ class OrderedReader:
         """See GroupReader."""
         return self._inner.group_metadata()
 
+    def member(self) -> str:
+        """See GroupReader."""
+        return self._inner.member()
+
     def reread(self, offsets: Mapping[TP, int]) -> None:
         """See GroupReader."""
         self._inner.reread(offsets)

@@ -23,6 +23,7 @@ from stream_dmgin.settings import Settings
 from stream_dmgin.state import store
 from stream_dmgin.worker.admin import Admin
 from stream_dmgin.worker.answers import FLOOR, Answers
+from stream_dmgin.worker.copies import ALL, Choice, number
 from stream_dmgin.worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from stream_dmgin.worker.disk import Disk, disk_full
 from stream_dmgin.worker.erasing import Erasing
@@ -118,7 +119,7 @@ def worker(
     """
     with ExitStack() as stack:
         health = Health()
-        stack.enter_context(sharing(settings.data_dir, alone=settings["worker.standby"]))
+        stack.enter_context(sharing(settings.data_dir, alone=bool(number(settings["worker.standby"]))))
         store.budget(settings["worker.rocksdb_mb"] << 20)
         log = stack.enter_context(open_log(settings.log, settings.kafka))
         check_topics(log, settings.prefix)
@@ -191,11 +192,14 @@ def worker(
         if not ordered:  # a merge by time can't hold single partitions back
             disk = Disk(settings.data_dir, settings["worker.disk_free_mb"], settings["worker.disk_free_percent"])
             loop.chores.append(lambda: _watch_disk(disk, health))
-        if settings["worker.standby"] and not ordered:
+        if (copied := number(settings["worker.standby"])) and not ordered:
+            chosen = None
+            if copied != ALL and settings.log.startswith("kafka://"):  # the embedded log has one owner, and others wait
+                chosen = stack.enter_context(Choice(settings, partitions.total, copied, reader.member)).wanted
             standby = Standby(
                 log, settings.prefix, partitions.total, shared.control, health, open_store=partitions.open_store,
                 path=partitions.path, fetching=partitions.fetching, published=shared.published, mine=partitions.not_others,
-                on_open=erasing.opened,
+                on_open=erasing.opened, wanted=chosen,
             )  # fmt: skip
             stack.callback(standby.close)
             partitions.standby = standby

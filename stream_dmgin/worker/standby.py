@@ -46,10 +46,13 @@ class Standby:
         self, log: Log, prefix: str, total: int, control: Control, health: Health, *, open_store: Callable[[int], StateEngine],
         path: Callable[[int], Path], published: Callable[[int], Mapping[int, int]], mine: Callable[[], Collection[int] | None],
         on_open: Callable[[Owned], None], fetching: Fetching | None = None,
+        wanted: Callable[[], Collection[int] | None] | None = None,
     ) -> None:  # fmt: skip
         """`published(partition)`: event topic number -> next offset whose events aren't counted yet; `mine()`: partitions that
-        are no others', None while nobody knows; `on_open(copy)` ties in erasures; `path(partition)`: of its store."""
+        are no others', None while nobody knows; `on_open(copy)` ties in erasures; `path(partition)`: of its store; `wanted()`: the
+        partitions to keep copies of, None while that isn't known (what there is stays); without it all."""
         self._path, self._fetching = path, fetching
+        self._wanted = wanted or (lambda: range(total))
         self._log, self._prefix, self._total, self._control, self._health = log, prefix, total, control, health
         self._open_store, self._published, self._mine, self._on_open = open_store, published, mine, on_open
         self._names = {prefix + t: n for n, t in enumerate(topics.EVENTS)}
@@ -114,8 +117,10 @@ class Standby:
         mine = self._mine()
         if mine is None:
             return
-        for p in range(self._total):
-            if p not in mine and p not in self.copies and now >= self._not_before.get(p, 0.0) and self._is_here(p):
+        wanted = self._wanted()
+        self._drop_unwanted(mine, wanted)
+        for p in sorted(set(wanted or ()) - set(mine) - self.copies.keys()):
+            if now >= self._not_before.get(p, 0.0) and self._is_here(p):
                 self._not_before[p] = now + BEGINS_S
                 try:
                     self._add(p, self._open_store(p))
@@ -123,8 +128,6 @@ class Standby:
                 except StoreBusy:
                     log_.warning("partition %d: no standby copy, another process has its store here", p)
                 return  # one a round: opening takes milliseconds
-        for p in [p for p in self.copies if p in mine]:
-            self._drop(p)
         starts: dict[TP, int] = {}
         for p, copy in self.copies.items():
             have, to = copy.engine.offsets, self._published(p)
@@ -160,6 +163,19 @@ class Standby:
         self._committed[p] = time.monotonic()
         self._asked_at = -1e9
         self._on_open(copy)
+
+    def _drop_unwanted(self, mine: Collection[int], wanted: Collection[int] | None) -> None:
+        for p in [p for p in self.copies if p in mine]:
+            self._drop(p)
+        if wanted is None:
+            return
+        for p in [p for p in self.copies if p not in wanted]:
+            log_.info("partition %d: other workers keep the standby copies now, the store stays behind", p)
+            self._commit(self.copies[p])
+            self._drop(p)
+        if self._fetching is not None:
+            for p in set(self._fetching.partitions) - set(mine) - set(wanted):
+                self._fetching.cancel(p)
 
     def _is_here(self, p: int) -> bool:
         """Whether the store of a partition can be opened: it was here, or its snapshot is by now, or none is good."""

@@ -133,7 +133,8 @@ def test_a_standby_copy_begins_with_a_snapshot(
     names = [first.topic(t) for t in TOPICS]
     with open_log(first.log) as log:
         gone = [TopicPartition(t, p, end) for t in names for p, end in log.ends(t).items()]
-    for f in AdminClient({"bootstrap.servers": kafka}).delete_records(gone).values():
+    admin = AdminClient({"bootstrap.servers": kafka})
+    for f in admin.delete_records(gone).values():
         f.result()
     write(first, [event(f"u{k % 40}", k) for k in range(400, 500)])
     caplog.set_level(logging.INFO)
