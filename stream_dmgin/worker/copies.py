@@ -72,6 +72,8 @@ class Choice:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="copies", daemon=True)
         self._members: tuple[str, ...] = ()
+        self._asked: tuple[str, tuple[str, ...]] = "", ()  # what the last choice was made of
+        self._wanted: set[int] | None = None
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -83,10 +85,16 @@ class Choice:
 
     def wanted(self) -> set[int] | None:
         """Partitions to keep copies of; None while nobody knows."""
-        me, members = self._member(), self._members
-        if me not in members:
-            return None
-        return {p for p in range(self._partitions) if me in keepers(p, self._partitions, members, self._copies)}
+        asked = self._member(), self._members
+        if asked != self._asked:
+            me, members = self._asked = asked
+            every = range(self._partitions)
+            self._wanted = (
+                {p for p in every if me in keepers(p, self._partitions, members, self._copies)}
+                if me in members
+                else None
+            )
+        return self._wanted
 
     def _run(self) -> None:
         group = self._settings["worker.group"]
