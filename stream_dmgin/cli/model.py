@@ -74,10 +74,29 @@ def export(ctx: Context, model: str, out: Path) -> None:
 
 @command.command()
 @click.argument("model")
+@click.option(
+    "--compare",
+    "source",
+    type=click.Path(path_type=Path),
+    help="replay this directory of the normalised form (`log`: the log itself) with the running model and MODEL first, and refuse "
+    "MODEL where it is surely worse",
+)
+@click.option("--days", metavar="A-B", help="of --compare: only requests of these days [default: all]")
+@click.option(
+    "--against",
+    metavar="ID|DIR",
+    help="of --compare: the running model [default: what the log says, else worker.model]",
+)
+@click.option(
+    "--groups", "groups_file", type=click.Path(path_type=Path), help="of --compare: group map, CSV or Parquet"
+)
 @dry_run_option
 @yes_option
 @common_options
-def publish(ctx: Context, model: str, dry_run: bool, yes: bool) -> None:
+def publish(
+    ctx: Context, model: str, source: Path | None, days: str | None, against: str | None, groups_file: Path | None, dry_run: bool,
+    yes: bool,
+) -> None:  # fmt: skip
     """Make MODEL the one that all workers answer with: a record on the control topic, taken up within a second or two.
 
     Each worker needs the model at hand (`model list` on its machine); one that lacks it says so and keeps its own.
@@ -86,10 +105,43 @@ def publish(ctx: Context, model: str, dry_run: bool, yes: bool) -> None:
     from stream_dmgin.worker.publish import publish_model
 
     model_id = registry.model_id(registry.find_model(model, Path(ctx.settings["data_dir"])))
+    compared = _compared(ctx, model, source, days, against, groups_file) if source is not None else {}
     if not dry_run:
         ctx.confirm(f"Let all workers of {ctx.settings.log} answer with {model_id}?", yes)
         publish_model(ctx.settings, model_id)
-    ctx.emit({"model": model_id, "published": not dry_run})
+    ctx.emit({"model": model_id, "published": not dry_run, **compared})
+
+
+def _compared(
+    ctx: Context, model: str, path: Path, days: str | None, against: str | None, groups_file: Path | None
+) -> dict[str, Any]:
+    """What the replay said, where it lets MODEL through."""
+    from stream_dmgin.ab.guard import held_against, refuse_worse
+    from stream_dmgin.cli.replay import open_engine, open_groups, open_source
+    from stream_dmgin.training.evaluate import days as span
+    from stream_dmgin.worker.publish import published_model
+
+    name, running = open_engine(ctx, against or published_model(ctx.settings))
+    wanted_name, wanted = open_engine(ctx, model)
+    if running is None or wanted is None or name == wanted_name:
+        raise UsageError(f"there is nothing to compare {wanted_name} with: the running model is {name}; give --against")
+    src = open_source(ctx, None if str(path) == "log" else path)
+    r = src.requests
+    first, last = r.between(*span(src.meta, days, "--days")) if days else (0, len(r))
+    with ctx.progress() as bar:
+        task = bar.add_task("replay", total=last - first)
+        found = held_against(
+            src, open_groups(ctx, groups_file, src), running, wanted, first, last,
+            lambda done: bar.update(task, completed=done - first),
+        )  # fmt: skip
+    refuse_worse(found)
+    data = found.to_json()
+    return {
+        "against": name,
+        "rows": found.rows,
+        "differences": data["differences"][wanted_name],
+        "verdict": found.verdict,
+    }
 
 
 @command.command()

@@ -25,6 +25,19 @@ def publish_model(settings: Settings, model_id: str) -> None:
         writer.close()
 
 
+def published_model(settings: Settings) -> str | None:
+    """Id of the model that was published last; None where none was. Raises LogUnavailable."""
+    topic = settings.topic(topics.CONTROL)
+    with open_log(settings.log, settings.kafka) as log:
+        value = wire.control_records(log, topic).get(KEY.encode()) if topic in log.topics() else None
+    try:
+        record = msgspec.msgpack.decode(value) if value else None
+    except msgspec.MsgspecError:
+        return None
+    found = record.get("id") if isinstance(record, dict) else None
+    return found if isinstance(found, str) else None
+
+
 def compare_groups(settings: Settings, groups: GroupMap) -> dict[str, Any]:
     """What publishing a map would change, held against the active one: ids, items `moved` (in another group, or in none any
     more) and `added`. Without an active map `active` is nil. Raises LogUnavailable, StreamDmginError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,26 @@ def test_ab_compares_models_over_one_replay(scored: tuple[Path, list[str]], tmp_
         )
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
     assert json.loads((tmp_path / "report.json").read_text())["verdict"] == found["verdict"]
+
+
+def test_a_worse_model_is_not_published(scored: tuple[Path, list[str]]) -> None:
+    base, args = scored
+    one, off = base / "models" / "one", base / "models" / "off"
+    shutil.copytree(one, off)
+    Calibration({"ctr": (1.0, 4.0)}).save(off / "calibration.json")
+    assert js("model", "publish", one, *args, "--yes")["published"]
+    p = subprocess.run(
+        [*CLI, *map(str, ("model", "publish", off, *args, "--yes", "--compare", "log", "-o", "json"))],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert p.returncode == 1 and "is not released: worse logloss than the running one-" in p.stderr, p.stderr
+    found = js("model", "publish", one, *args, "--dry-run", "--compare", base / "data", "--against", off)
+    assert not found["published"] and found["differences"]["logloss"]["high"] < 0
+    p = subprocess.run(
+        [*CLI, *map(str, ("model", "publish", one, *args, "--yes", "--compare", "log"))],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert p.returncode == 2 and "nothing to compare" in p.stderr
 
 
 def test_wrong_use_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from stream_dmgin.ab import plots, report
 from stream_dmgin.ab.compare import compare, gain
-from stream_dmgin.errors import InputError
+from stream_dmgin.ab.guard import refuse_worse
+from stream_dmgin.errors import InputError, StreamDmginError
 from stream_dmgin.training.metrics import Interval
 
 
@@ -66,3 +67,15 @@ def test_plots_are_well_formed() -> None:
     c = compare(y, users, {"a & b": truth, "n": noisy}, "n", draws=20)
     ElementTree.fromstring(plots.reliability(c.reliability))
     ElementTree.fromstring(plots.intervals(c.differences["a & b"]))
+
+
+def test_a_challenger_that_is_surely_worse_is_refused() -> None:
+    y, users, truth, noisy = _rows(1.0)
+    scores = {"truth": truth, "noisy": noisy}
+    with pytest.raises(StreamDmginError, match="noisy is not released: worse auc and logloss than the running truth"):
+        refuse_worse(compare(y, users, scores, "truth", draws=100))
+    refuse_worse(compare(y, users, scores, "noisy", draws=100))  # better
+    refuse_worse(compare(y, users, {"a": truth, "b": truth.copy()}, "a", draws=100))  # the same
+    logit = np.log(truth / (1 - truth)) + 0.8  # the order is the same, only the probabilities are off
+    with pytest.raises(StreamDmginError, match="worse logloss than"):
+        refuse_worse(compare(y, users, {"truth": truth, "off": 1 / (1 + np.exp(-logit))}, "truth", draws=100))
