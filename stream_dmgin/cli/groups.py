@@ -1,16 +1,14 @@
-"""`groups build / sweep / import / list / show / compare / cut / publish / prune`: the map from items to interest groups."""
+"""`groups build / sweep / import / list / show / compare / effect / cut / publish / prune`: the map from items to interest groups."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from stream_dmgin.cli.common import Context, common_options, dry_run_option, table, yes_option
-from stream_dmgin.cli.groups_options import clustering, clustering_options, making_options
-from stream_dmgin.cli.groups_options import space as make_space
+from stream_dmgin.cli.groups_build import build, compare, cut, effect, sweep_
 from stream_dmgin.errors import UsageError
 
 
@@ -19,114 +17,8 @@ def command() -> None:
     """Item groups: which items count as the same interest."""
 
 
-@command.command()
-@making_options
-@clustering_options
-@click.option("-k", "--k", metavar="N|auto", help="number of groups; auto: chosen by a sweep, as `groups sweep` does")
-@click.option("--previous", metavar="MAP", help="the map before: its groups keep their numbers, so that little moves")
-@click.option("--only-new", is_flag=True, help="with --previous: no item of it moves, others join the nearest group")
-@click.option("--out", metavar="FILE", help="where to save the map [default: groups/ID.parquet in the data directory]")
-@click.option(
-    "--embeddings-out", type=click.Path(path_type=Path), help="Parquet: what was clustered, to be used as --items again"
-)
-@common_options
-def build(
-    ctx: Context,
-    k: str | None,
-    previous: str | None,
-    only_new: bool,
-    out: str | None,
-    embeddings_out: Path | None,
-    **rest: Any,
-) -> None:
-    """Group items by what is written about them, their pictures, and what users clicked together.
-
-    Words are encoded (--encoder), two towers are trained on pairs of views and of clicks (--towers), the result is
-    clustered under a cap. Items without content get their group by behaviour, then by category, or stay single.
-    """
-    from stream_dmgin.groups.build import build as build_map
-    from stream_dmgin.groups.items import write_items
-    from stream_dmgin.groups.shelf import find, keep, keep_report
-    from stream_dmgin.groups.sweep import as_rows, choose, sweep
-
-    how = clustering(rest, k, only_new)
-    old = None if previous is None else find(ctx.settings.data_dir, previous)
-    with ctx.progress() as bar:
-        space = make_space(ctx, rest, bar)
-        swept: dict[str, Any] = {}
-        if k == "auto":
-            task = bar.add_task("sweep", total=None)
-            trials = sweep(space, how, (), lambda done, total: bar.update(task, completed=done, total=total))
-            chosen, why = choose(trials)
-            how, swept = replace(how, k=chosen), {"k": chosen, "why": why, "trials": as_rows(trials)}
-        built = build_map(space, how, old)
-    if embeddings_out is not None:
-        write_items(space.items, embeddings_out, space.vectors)
-    path = keep(ctx.settings.data_dir, built.groups, out)
-    report = built.report | ({"sweep": swept} if swept else {})
-    keep_report(path, report)
-    ctx.emit(
-        {"id": built.groups.id, "file": str(path), **built.quality.as_dict()}
-        | {x: report[x] for x in ("method", "library", "sources", "clicks", "previous", "sweep") if x in report},
-        lambda d: "\n".join(f"{x}: {v}" for x, v in d.items() if x != "sweep"),
-    )
-
-
-@command.command("sweep")
-@making_options
-@clustering_options
-@click.option(
-    "--ks", metavar="A,B,C", help="numbers of groups to try [default: powers of two from 16 to an eighth of the items]"
-)
-@common_options
-def sweep_(ctx: Context, ks: str | None, **rest: Any) -> None:
-    """What each number of groups costs and gives, and the one to choose.
-
-    Cohesion, purity and balance of the groups; with --events also how many groups users have, and how much the group of one
-    click foretells that of the next.
-    """
-    from stream_dmgin.groups.sweep import as_rows, choose, sweep
-
-    if ks is not None and not all(x.strip().isdigit() for x in ks.split(",")):
-        raise UsageError(f"--ks {ks!r} can't be used: write whole numbers, as in 128,512,2048")
-    how = clustering(rest, "auto", False)
-    with ctx.progress() as bar:
-        space = make_space(ctx, rest, bar)
-        task = bar.add_task("sweep", total=None)
-        tried = [int(x) for x in ks.split(",")] if ks else ()
-        trials = sweep(space, how, tried, lambda done, total: bar.update(task, completed=done, total=total))
-    chosen, why = choose(trials)
-    ctx.emit(
-        {"k": chosen, "why": why, "trials": as_rows(trials)},
-        lambda d: table(d["trials"], f"choose {d['k']}: {d['why']}"),
-    )
-
-
-@command.command()
-@click.argument("before", metavar="FILE or ID")
-@click.argument("after", metavar="FILE or ID")
-@common_options
-def compare(ctx: Context, before: str, after: str) -> None:
-    """How much one map differs from another: items that stay, pairs that stay together, mutual information."""
-    from stream_dmgin.groups import stability
-    from stream_dmgin.groups.shelf import find
-
-    a, b = (find(ctx.settings.data_dir, name) for name in (before, after))
-    ctx.emit({"before": a.id, "after": b.id, **stability.compare(a, b).as_dict()})
-
-
-@command.command()
-@click.argument("name", metavar="FILE or ID")
-@click.option("--levels", type=click.IntRange(1), required=True, help="how many levels of codes to keep")
-@click.option("--out", metavar="FILE", help="where to save the map [default: groups/ID.parquet in the data directory]")
-@common_options
-def cut(ctx: Context, name: str, levels: int, out: str | None) -> None:
-    """A coarser map from a hierarchical one (`build --method residual`): the groups of its first levels."""
-    from stream_dmgin.groups.shelf import find, keep
-
-    found = find(ctx.settings.data_dir, name).cut(levels)
-    path = keep(ctx.settings.data_dir, found, out)
-    ctx.emit({"id": found.id, "file": str(path), "items": len(found), "groups": len(found.sizes())})
+for verb in (build, sweep_, compare, effect, cut):
+    command.add_command(verb)
 
 
 @command.command("import")

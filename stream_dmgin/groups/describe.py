@@ -37,7 +37,8 @@ class Cluster(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Means of the groups, float32[K,D], with their numbers and sizes; `of`: int64[M], each row's index among them (-1: none)."""
+    """Means of the groups' unit vectors, float32[K,D], with their numbers and sizes; `of`: int64[M], each row's index among
+    them (-1: none)."""
 
     numbers: NDArray[np.int64]
     sizes: NDArray[np.int64]
@@ -55,7 +56,8 @@ def means_of(groups: GroupMap, items: Items, vectors: View) -> Seen:
     np.add.at(total, code, unit(vectors.vectors[known]).astype(np.float64))
     of = np.full(len(label), -1, np.int64)
     of[known] = code
-    return Seen(numbers, np.bincount(code, minlength=len(numbers)), unit(total.astype(np.float32)), of)
+    sizes = np.bincount(code, minlength=len(numbers))
+    return Seen(numbers, sizes, (total / np.maximum(sizes, 1)[:, None]).astype(np.float32), of)
 
 
 def categories_of(seen: Seen, items: Items, vectors: View) -> list[tuple[str | None, float]]:
@@ -75,13 +77,14 @@ def categories_of(seen: Seen, items: Items, vectors: View) -> list[tuple[str | N
 def clusters(seen: Seen, items: Items, vectors: View, which: Sequence[int], samples: int = 5) -> list[Cluster]:
     """Some groups (indices among `seen`) with their neighbours."""
     names, categories = items.names(), categories_of(seen, items, vectors)
+    directions = unit(seen.means)
     out = []
     for g in which:
         rows = np.flatnonzero(seen.of == g)
-        near = unit(vectors.vectors[rows]) @ seen.means[g]
+        near = unit(vectors.vectors[rows]) @ directions[g]
         order = np.argsort(-near, kind="stable")
         called = [names[i] or items.ids[i] for i in vectors.rows[rows[order]].tolist()]
-        other = seen.means @ seen.means[g]
+        other = directions @ directions[g]
         other[g] = -np.inf
         out.append(
             Cluster(

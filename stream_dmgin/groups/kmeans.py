@@ -6,6 +6,8 @@ its share of the K groups; that costs n * sqrt(K) instead of n * K.
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import warnings
 from typing import Any
 
@@ -25,11 +27,7 @@ Labels = NDArray[np.int64]
 
 def available() -> str:
     """The library that `auto` takes for large problems."""
-    try:
-        import faiss  # noqa: F401
-    except ImportError:
-        return "sklearn"
-    return "faiss"
+    return "sklearn" if importlib.util.find_spec("faiss") is None else "faiss"
 
 
 def kmeans(
@@ -74,6 +72,7 @@ def _sklearn(x: Matrix, k: int, seed: int, start: Matrix | None) -> tuple[Labels
 
 
 def _faiss(x: Matrix, k: int, seed: int, start: Matrix | None, rounds: int = 20) -> tuple[Labels, Matrix]:
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells each instruction set it tries
     import faiss
 
     x = np.ascontiguousarray(x)
