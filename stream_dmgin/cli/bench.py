@@ -1,6 +1,8 @@
-"""`bench fold / read / score / latency / recover`: the product's own measurements. The measuring is in `stream_dmgin/bench/`."""
+"""`bench fold / read / score / train / latency / recover`: the product's own measurements. The measuring is in `stream_dmgin/bench/`."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
@@ -64,6 +66,23 @@ def score(ctx: Context, model: str | None, requests: int, candidates: int) -> No
     from stream_dmgin.bench.score import measure
 
     ctx.emit(measure(model or ctx.settings["worker.model"], ctx.settings.data_dir, requests, candidates))
+
+
+@command.command()
+@click.option(
+    "--rows",
+    "rows_dir",
+    type=click.Path(path_type=Path),
+    help="folder that `train --rows` wrote [default: made-up rows]",
+)
+@click.option("--batches", default=12, show_default=True, type=click.IntRange(1), help="batches of each loop to time")
+@click.option("--batch", default=512, show_default=True, type=click.IntRange(1), help="rows of a batch")
+@common_options
+def train(ctx: Context, rows_dir: Path | None, batches: int, batch: int) -> None:
+    """Training rows per second of one core, against a loop over padded batches of the same network and rows."""
+    from stream_dmgin.bench.train import measure
+
+    ctx.emit(measure(rows_dir, batches, batch))
 
 
 @command.command()

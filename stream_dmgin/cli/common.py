@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -47,7 +48,7 @@ class Context:
         """Print the result: one JSON document with -o json; otherwise what `human` returns (text or a rich renderable),
         or `key: value` lines."""
         if self.json:
-            self._stdout.write(json.dumps(data, ensure_ascii=False, default=_plain) + "\n")
+            self._stdout.write(json.dumps(_finite(data), ensure_ascii=False, default=_plain) + "\n")
             self._stdout.flush()
             return
         shown = (
@@ -96,6 +97,15 @@ def stderr() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+def _finite(x: Any) -> Any:
+    """JSON knows no nan: what has no value (the AUC of one class) is null."""
+    if isinstance(x, Mapping):
+        return {k: _finite(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_finite(v) for v in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def _plain(x: Any) -> Any:

@@ -78,6 +78,10 @@ class _Life(click.ParamType):
     "--rows-days", type=click.IntRange(0), help="with --to-dir: labelled rows of the last days only [default: all]"
 )
 @click.option(
+    "--order-delay-days", type=click.FloatRange(0), default=0, show_default=True,
+    help="with --to-dir: mean time until an order is reported",
+)  # fmt: skip
+@click.option(
     "--oracle-out",
     type=click.Path(path_type=Path, dir_okay=False),
     help="true probabilities and labels of the requests, JSON lines",
@@ -88,7 +92,7 @@ class _Life(click.ParamType):
 def command(
     ctx: Context, events_per_s: float, requests_per_s: float, users: int, items: int, seed: int, city: int, life: tuple[int, int],
     seconds: float, candidates: int, shown: int, speed: float, start_ms: int | None, history_days: int | None, hold: Path | None,
-    to_dir: Path | None, rows_days: int | None, oracle_out: Path | None, groups_out: Path | None,
+    to_dir: Path | None, rows_days: int | None, order_delay_days: float, oracle_out: Path | None, groups_out: Path | None,
 ) -> None:  # fmt: skip
     """A city of shops and users whose click probabilities are known.
 
@@ -103,7 +107,9 @@ def command(
         days = 180 if history_days is None else history_days
         if days < 1:
             raise ConfigError("--history-days", days, "give 1 or more with --to-dir")
-        plan = Plan(users, items, seed, city, life, START_MS if start_ms is None else start_ms, days, shown)
+        plan = Plan(
+            users, items, seed, city, life, START_MS if start_ms is None else start_ms, days, shown, order_delay_days
+        )
         begun = time.monotonic()
         with ctx.progress() as bar:
             task = bar.add_task("events", total=None)

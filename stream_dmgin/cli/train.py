@@ -34,6 +34,9 @@ from stream_dmgin.cli.common import Context, common_options
     metavar="A,B",
     help="optional blocks of inputs: session, surface, engagement, or none [default: the log's recipe]",
 )
+@click.option(
+    "--recipe", metavar="NAME|FILE", help="sizes and rates, a TOML file [default: models/recipes/, by the log's name]"
+)
 @click.option("--epochs", type=click.IntRange(1), help="passes over the rows [default: the log's recipe]")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="learning rate [default: the log's recipe]")
 @click.option("--seed", type=int, default=1, show_default=True)
@@ -41,62 +44,65 @@ from stream_dmgin.cli.common import Context, common_options
     "--rows",
     "rows_dir",
     type=click.Path(path_type=Path),
-    help="folder that keeps the replayed rows; used again if there",
+    help="folder that keeps the replayed rows, which then never lie in memory; used again if there",
 )
 @click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help="file written after each epoch; gone on from if there"
+    "--checkpoint", type=click.Path(path_type=Path), help="file written as training goes; gone on from if there"
+)
+@click.option(
+    "--checkpoint-steps", type=click.IntRange(1), default=200, show_default=True, help="steps between two checkpoints"
 )
 @common_options
 def command(
-    ctx: Context, data: Path, train_days: str, valid_days: str, out: Path, groups: Path | None, epochs: int | None,
-    lr: float | None, seed: int, blocks: str | None, rows_dir: Path | None, checkpoint: Path | None,
+    ctx: Context, data: Path, train_days: str, valid_days: str, out: Path, groups: Path | None, recipe: str | None, epochs: int | None,
+    lr: float | None, seed: int, blocks: str | None, rows_dir: Path | None, checkpoint: Path | None, checkpoint_steps: int,
 ) -> None:  # fmt: skip
-    """Replay a log, train a DMGIN on it, calibrate it, and write its folder with a card."""
+    """Replay a log, train a DMGIN on it, calibrate it, and write its folder with a card.
+
+    By several processes together: torchrun --nproc-per-node 2 -m stream_dmgin.cli.main train ... --rows DIR
+    """
     from dataclasses import replace
 
     from stream_dmgin.datasets import form
     from stream_dmgin.datasets.grouping import group_map
+    from stream_dmgin.errors import UsageError
     from stream_dmgin.groups.map import GroupMap
     from stream_dmgin.training import recipes, release
     from stream_dmgin.training.evaluate import days
-    from stream_dmgin.training.loop import Point
-    from stream_dmgin.training.rows import TrainingRows
+    from stream_dmgin.training.options import Point
+    from stream_dmgin.training.parallel import joined
 
     log = form.read(data)
-    recipe = recipes.of(log.meta)
+    chosen = recipes.read(recipes.find(recipe), log.meta) if recipe else recipes.of(log.meta)
     if blocks is not None:
-        recipe = recipes.with_blocks(recipe, recipes.block_names(blocks))
-    options = replace(recipe.options, seed=seed, epochs=epochs or recipe.options.epochs, lr=lr or recipe.options.lr)
+        chosen = recipes.with_blocks(chosen, recipes.block_names(blocks))
+    options = replace(chosen.options, seed=seed, epochs=epochs or chosen.options.epochs, lr=lr or chosen.options.lr)
     spans = release.Spans(
         days(log.meta, train_days, "--train-days"), days(log.meta, valid_days, "--valid-days"), train_days, valid_days
     )
     mapped = GroupMap.load(groups) if groups else group_map(log)
-    with ctx.progress() as progress:
-        if rows_dir is not None and (rows_dir / "rows.json").is_file():
-            rows = TrainingRows.load(rows_dir, recipe.spec)
-        else:
-            replayed = progress.add_task("replay", total=None)
-            rows = release.rows_for(
-                log,
-                mapped,
-                recipe.config,
-                spans,
-                lambda done, total: progress.update(replayed, completed=done, total=total),
-            )
-            if rows_dir is not None:
-                rows.save(rows_dir)
-        fitting = progress.add_task("train", total=options.epochs)
+    with joined() as ranks, ctx.progress() as progress:
+        if ranks.world > 1 and rows_dir is None:
+            raise UsageError("several processes share the replayed rows in a folder: give --rows DIR")
+        replayed = progress.add_task("replay", total=None)
+        rows = release.rows_for(
+            log, mapped, chosen.config, spans, lambda done, total: progress.update(replayed, completed=done, total=total), rows_dir,
+            ranks,
+        )  # fmt: skip
+        fitting = progress.add_task("train", total=None)
 
         def report(point: Point) -> None:
-            progress.update(fitting, completed=point.epoch)
-            ctx.say(
-                f"epoch {point.epoch:.2f}: loss {point.train_loss:.4f}, valid logloss {point.valid_logloss:.4f}, "
-                f"auc {point.valid_auc:.4f}, {point.seconds:.0f} s"
-            )
+            if ranks.first:
+                ctx.say(
+                    f"epoch {point.epoch:.2f}: loss {point.train_loss:.4f}, valid logloss {point.valid_logloss:.4f}, "
+                    f"auc {point.valid_auc:.4f}, {point.seconds:.0f} s"
+                )
 
         done = release.release(
-            log, mapped, rows, recipe.config, options, spans, out, ["stream-dmgin", *sys.argv[1:]], checkpoint, report
-        )
-    ctx.emit(done, lambda d: f"{d['model']} in {d['path']}: " + ", ".join(
-        f"{h} auc {m['auc']:.4f} logloss {m['logloss']:.4f} ece {m['ece']:.4f}" for h, m in d["valid"].items() if m["rows"]
-    ))  # fmt: skip
+            log, mapped, rows, chosen.config, options, spans, out, ["stream-dmgin", *sys.argv[1:]], checkpoint, report, ranks,
+            checkpoint_steps, lambda step, steps: progress.update(fitting, completed=step, total=steps),
+        )  # fmt: skip
+    if ranks.first:
+        ctx.emit(done, lambda d: f"{d['model']} in {d['path']}: " + ", ".join(
+            f"{h} auc {m['auc']:.4f} logloss {m['logloss']:.4f} ece {m['ece']:.4f}" for h, m in d["valid"].items() if m["rows"]
+        ))  # fmt: skip

@@ -52,7 +52,7 @@ ROWS: dict[str, tuple[pa.DataType, bool]] = {
     "lat": (pa.float64(), False),
     "lon": (pa.float64(), False),
     "impression_id": (pa.string(), False),
-}  # and label_<head>: int8, null where unknown
+}  # and label_<head>: int8, null where unknown; label_<head>_at: int64, when a label of 1 became visible, where that can be late
 ITEMS: dict[str, tuple[pa.DataType, bool]] = {
     "item_id": (pa.string(), True),
     "name": (pa.string(), False),
@@ -173,7 +173,8 @@ def read(directory: str | Path) -> Dataset:
     except (ValueError, TypeError) as e:
         raise InputError(f"{path / 'meta.json'} can't be used: {e}") from None
     events = _read(path / "events.parquet", EVENTS, {})
-    rows = _read(path / "rows.parquet", ROWS, {f"label_{h}": pa.int8() for h in meta.heads})
+    late = {f"label_{h}_at": pa.int64() for h in meta.heads}
+    rows = _read(path / "rows.parquet", ROWS, {f"label_{h}": pa.int8() for h in meta.heads} | late)
     items = _read(path / "items.parquet", ITEMS, {})
     data = Dataset(events, rows, items, meta)
     validate(data, str(path))
@@ -198,7 +199,7 @@ def _read(path: Path, schema: Mapping[str, tuple[pa.DataType, bool]], heads: Map
                 raise InputError(f"{path}: column {name} has {t[name].null_count} nulls; every row needs one")
         elif required:
             raise InputError(f"{path} has no column {name}; it has {', '.join(t.column_names)}")
-        else:
+        elif not name.endswith("_at"):
             out[name] = pa.nulls(t.num_rows, kind)
     return pa.table(out)
 

@@ -74,7 +74,8 @@ class Replay:
     def blocks(
         self, first: int = 0, last: int | None = None, each: Callable[[int], None] | None = None
     ) -> Iterator[Block]:
-        """Blocks of the requests [first, last). `each(i)` is called for every request at its time, before its block is whole."""
+        """Blocks of the requests [first, last). Raises Leak (`replay/guard.py`) rather than let a request see what wasn't visible
+        yet. `each(i)` is called for every request at its time, before its block is whole."""
         r = self.source.requests
         users = [u.encode() for u in r.user]
         at, ts, partition = r.at.tolist(), r.ts.tolist(), r.partition.tolist()
@@ -86,6 +87,7 @@ class Replay:
             inputs = [v.inputs.fit(hi - lo, width) for v in self._views]
             for i in range(lo, hi):
                 self.clock.to(at[i])
+                self.clock.guard.request(at[i], r.id[i])
                 engine = self.world.engines[partition[i]]
                 asked = (ts[i], hashes[start[i] : start[i + 1]], lat[i], lon[i], r.surface[i])
                 for v, x in zip(self._views, inputs, strict=True):

@@ -19,6 +19,7 @@ from stream_dmgin import topics
 from stream_dmgin.datasets.form import Dataset, Meta
 from stream_dmgin.log.base import Batch
 from stream_dmgin.records import Item
+from stream_dmgin.replay.guard import own_outcomes
 
 CHUNK = 50_000
 _encode = msgspec.msgpack.Encoder().encode
@@ -99,6 +100,7 @@ class DatasetSource:
     def __init__(self, data: Dataset) -> None:
         self.data, self.meta = data, data.meta
         self.requests = _requests(data.rows, data.meta.heads)
+        own_outcomes(data.events, pa.array(self.requests.id, pa.string()), self.requests.at)
 
     @property
     def count(self) -> int:

@@ -14,6 +14,7 @@ from stream_dmgin.counters.increments import Increments
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.features.catalogue import Catalogue
 from stream_dmgin.groups.map import GroupMap
+from stream_dmgin.replay.guard import Guard
 from stream_dmgin.replay.source import EventChunk, Source
 from stream_dmgin.state.engine import StateEngine
 from stream_dmgin.state.parse import EventColumns, parse_events
@@ -63,6 +64,7 @@ class Clock:
         self._next = 0
         self._columns: EventColumns | None = None
         self.folded = self.malformed = 0
+        self.guard = Guard()
         self._load()
 
     def to(self, time: int) -> None:
@@ -87,6 +89,8 @@ class Clock:
         self._world.settle()
         chunk = next(self._chunks, None)
         self._next = 0
+        if chunk is not None:
+            self.guard.chunk(chunk.at)
         if chunk is None or not len(chunk):
             self._columns, self._at = None, []
             return
@@ -102,6 +106,7 @@ class Clock:
 
     def _fold(self, start: int, end: int) -> None:
         """Events [start, end) of the chunk, in runs that are shared or are not."""
+        self.guard.folded(self._times[start:end])
         self.folded += end - start
         if not len(self._private):
             self._stretch(start, end, True)

@@ -29,3 +29,11 @@ def lag(event: NDArray[np.int64]) -> NDArray[np.int64]:
     """Milliseconds until an event of the history is known: 200 to 1,700, by its number."""
     mixed = event.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     return 200 + (mixed >> np.uint64(33)).astype(np.int64) % 1500
+
+
+def delay(event: NDArray[np.int64], mean_days: float) -> NDArray[np.int64]:
+    """Milliseconds by which a report is late, exponentially distributed, by the event's number."""
+    mixed = (event.astype(np.uint64) + np.uint64(1)) * np.uint64(0xD6E8FEB86659FD93)
+    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+    u = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (-np.log1p(-u) * mean_days * 86_400_000).astype(np.int64)

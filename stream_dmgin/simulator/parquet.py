@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stream_dmgin.datasets import form
 from stream_dmgin.simulator import behaviour as b
 from stream_dmgin.simulator.city import City
-from stream_dmgin.simulator.ids import event_numbers, lag, request_numbers, tag
+from stream_dmgin.simulator.ids import delay, event_numbers, lag, request_numbers, tag
 from stream_dmgin.simulator.users import UserArrays
 from stream_dmgin.simulator.words import SURFACES
 from stream_dmgin.simulator.world import DAY_MS, Plan, World, build_world, history
@@ -36,8 +36,10 @@ def write_history(
     world = build_world(plan)
     events, rows = [], []
     for users, views, found in history(world):
-        events.append(_events(plan, users, views, found))
-        rows.append(_rows(plan, world, users, views, rows_days))
+        visible = _visible(plan, users, views, found)
+        events.append(_events(plan, users, views, found, visible))
+        labelled_at = _ordered_at(views, found, visible) if plan.order_delay_days else None
+        rows.append(_rows(plan, world, users, views, rows_days, labelled_at))
         done(len(found.page))
     table = pa.concat_tables(events)
     table = table.take(pa.array(np.argsort(table["visible_at"].to_numpy(), kind="stable")))
@@ -73,7 +75,22 @@ def write_groups(city: City, path: Path) -> None:
     path.write_text("item_id,group\n" + "".join(lines))
 
 
-def _events(plan: Plan, users: UserArrays, views: b.Views, e: b.Events) -> pa.Table:
+def _visible(plan: Plan, users: UserArrays, views: b.Views, e: b.Events) -> NDArray[np.int64]:
+    """When each event becomes known."""
+    number = event_numbers(request_numbers(users.first + views.user, views.number)[e.page], e.position, e.kind)
+    late = delay(number, plan.order_delay_days) if plan.order_delay_days else 0
+    return e.ts + lag(number) + np.where(e.kind == b.ORDER, late, 0)
+
+
+def _ordered_at(views: b.Views, e: b.Events, visible: NDArray[np.int64]) -> NDArray[np.int64]:
+    """When the order of each place on a page becomes known, -1 without one."""
+    at = np.full(views.item.shape, -1, np.int64)
+    orders = e.kind == b.ORDER
+    at[e.page[orders], e.position[orders]] = visible[orders]
+    return at
+
+
+def _events(plan: Plan, users: UserArrays, views: b.Views, e: b.Events, visible: NDArray[np.int64]) -> pa.Table:
     requests = request_numbers(users.first + views.user, views.number)
     number = event_numbers(requests[e.page], e.position, e.kind)
     t = tag(plan)
@@ -82,7 +99,7 @@ def _events(plan: Plan, users: UserArrays, views: b.Views, e: b.Events) -> pa.Ta
         "user_id": _named("u", users.first, len(users.life), views.user[e.page]),
         "item_id": _named("s", 0, plan.items, e.item),
         "ts": e.ts,
-        "visible_at": e.ts + lag(number),
+        "visible_at": visible,
         "event_id": form.strings(number, "e" + t),
         "type": _pick(b.KINDS, e.kind),
         "dwell_ms": pa.array(e.dwell, mask=e.dwell < 0),
@@ -93,7 +110,9 @@ def _events(plan: Plan, users: UserArrays, views: b.Views, e: b.Events) -> pa.Ta
     })  # fmt: skip
 
 
-def _rows(plan: Plan, world: World, users: UserArrays, views: b.Views, rows_days: int | None) -> pa.Table:
+def _rows(
+    plan: Plan, world: World, users: UserArrays, views: b.Views, rows_days: int | None, ordered_at: NDArray[np.int64] | None
+) -> pa.Table:  # fmt: skip
     first_ts = plan.start_ms + max(0, plan.days - rows_days) * DAY_MS if rows_days is not None else 0
     page, slot = np.nonzero((views.item >= 0) & (views.ts >= first_ts)[:, None])
     requests = request_numbers(users.first + views.user, views.number)
@@ -104,6 +123,9 @@ def _rows(plan: Plan, world: World, users: UserArrays, views: b.Views, rows_days
     heads = {
         f"label_{h}": pa.array(((outcome >> b.KINDS.index(h)) & 1).astype(np.int8), mask=clicked == 0) for h in HEADS
     }
+    if ordered_at is not None:
+        at = ordered_at[page, slot]
+        heads["label_order_at"] = pa.array(at, mask=at < 0)
     impression = event_numbers(requests[page], slot.astype(np.int16), np.zeros(len(page), np.uint8))
     return pa.table({
         "request_id": form.strings(requests, "q" + t).take(pa.array(page)),

@@ -36,6 +36,7 @@ class Plan:
     start_ms: int = START_MS
     days: int = 180
     shown: int = 10
+    order_delay_days: float = 0.0  # mean time until an order of the history is reported
     strata: tuple[tuple[int, int], ...] = ()  # (events of a life, users with it), in place of `users` and `life`
 
     def blocks(self) -> list[tuple[int, tuple[int, int]]]:

@@ -28,8 +28,9 @@ from stream_dmgin.models.segments import segment_codes
 from stream_dmgin.replay.rows import floor_rates, training_rows
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training import recipes
+from stream_dmgin.training.heads import head_measures, rows_as_of
 from stream_dmgin.training.lives import lives_of
-from stream_dmgin.training.loop import Options, Point
+from stream_dmgin.training.loop import Fitted, Options, Point, predict
 from stream_dmgin.training.measure import Scored
 from stream_dmgin.training.online import NEVER, Answered, follow
 from stream_dmgin.training.refit import refit
@@ -136,8 +137,9 @@ def evaluate_all(
         seeded = replace(options or recipe.options, seed=seed)
         learned = np.arange(*(i - first for i in r.between(*plan.train)))
         fitted: dict[str, Contender] = {}
+        taught = {m: rows_as_of(rows_of[m], data, int(r.first[first]), plan.test[0], seeded) for m in learning}
         for m in learning:
-            fit(m, recipe, rows_of[m], learned, judged, seeded, fitted, partial(_told, say, seed))
+            fit(m, recipe, taught[m], learned, judged, seeded, fitted, partial(_told, say, seed))
         z = {m: np.full(len(stream.ts), np.nan) for m in learning}
         held = {m: np.full(len(row), np.nan) for m in learning}
         for m in learning:
@@ -146,11 +148,17 @@ def evaluate_all(
             score = np.arange(*(i - first for i in r.between(low, high)))
             mine = rows.rows_of(score) + r.first[first] - row[0]
             now: dict[str, Contender] = {}
+            if plan.refit_days:
+                taught = {m: rows_as_of(rows_of[m], data, int(r.first[first]), low, seeded) for m in learning}
             for m in learning:
                 made = fitted[m]
                 if plan.refit_days:
-                    made = refit(m, rows_of, known[low], seeded, fitted, now)
+                    made = refit(m, taught, known[low], seeded, fitted, now)
                 z[m][tested[mine]] = made.logits(rows_of[m], score)
+                if isinstance(made, Fitted) and rows.heads:
+                    found = predict(made.network, rows_of[m], score)
+                    of_heads = head_measures(found, made.calibration, rows_of[m], score, data.meta.gauc == "user")
+                    out[m].heads.append(of_heads)
                 if data.meta.gauc == "user":
                     held[m][mine] = _frozen(made, rows_of[m], score)
         for m in learning:
@@ -225,8 +233,12 @@ def label_times(data: Dataset, ids: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _visible_before(data: Dataset, ids: Sequence[str], time: int) -> NDArray[np.bool_]:
-    """Whether all feedback on each request was visible before `time`."""
-    late = data.events.filter(data.events["visible_at"].to_numpy() >= time)["request_id"].to_pylist()
+    """Whether what was shown and clicked of each request was visible before `time`. What follows a click may come days later: leaving
+    out the rows that it came of would leave out clicks and keep the rest (`training/heads.py` knows of it)."""
+    late = data.events.filter(
+        (data.events["visible_at"].to_numpy() >= time)
+        & (data.events["topic"].to_numpy(zero_copy_only=False) != "post-clicks")
+    )["request_id"].to_pylist()
     after = set(late)
     return np.fromiter((i not in after for i in ids), bool, len(ids))
 

@@ -25,6 +25,7 @@ from stream_dmgin.models.calibration import Calibration, fit_platt, sigmoid
 from stream_dmgin.models.dmgin import DMGIN
 from stream_dmgin.models.trunk import DMGINConfig, Trunk
 from stream_dmgin.training import checkpoint as disk
+from stream_dmgin.training.heads import fit_late
 from stream_dmgin.training.metrics import auc, logloss
 from stream_dmgin.training.objective import LISTS, blend, blended, list_weight, losses, with_lists
 from stream_dmgin.training.options import Options, Point
@@ -238,5 +239,9 @@ def calibrate(network: Trunk, rows: TrainingRows, requests: Requests, ranks: Ran
     for head, z in logits.items():
         y = rows.labels(head)[take]
         known = y >= 0
-        platt[head] = fit_platt(z[take][known], y[known])
+        if head != "ctr" and "seen" in rows.columns:
+            seen = rows["seen"][take, rows.heads.index(head)]
+            platt[head] = fit_late(z[take][known], y[known], seen[known])
+        else:
+            platt[head] = fit_platt(z[take][known], y[known])
     return Calibration(platt)

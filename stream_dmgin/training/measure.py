@@ -33,6 +33,9 @@ class Scored:
     frozen: dict[int, NDArray[np.float64]] = field(default_factory=dict)
     codes: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     surfaces: dict[int, str] = field(default_factory=dict)
+    heads: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # of a network, a fit and seed each: metrics of every head
 
 
 class Difference(NamedTuple):
@@ -67,7 +70,8 @@ def measure(source: DatasetSource, scored: Scored) -> dict[str, Any]:
     """Metrics of raw and calibrated scores, mean and deviation over seeds.
 
     `gauc` groups by the log's own unit. Where that is the user, the user-only inputs are frozen at the user's first test row,
-    because a live user rate distorts an AUC within users; `gauc_live` is without that.
+    because a live user rate distorts an AUC within users; `gauc_live` is without that. `heads`: calibrated, of a network's post-click
+    heads, on the rows whose label is known.
     """
     unit = _units(source, scored)
     result: dict[str, Any] = {}
@@ -83,6 +87,12 @@ def measure(source: DatasetSource, scored: Scored) -> dict[str, Any]:
         result[name] = {k: float(np.mean([m[k] for m in each])) for k in each[0]}
         result[f"{name}_sd"] = {
             k: float(np.std([m[k] for m in each], ddof=1)) if len(each) > 1 else 0.0 for k in each[0]
+        }
+    if scored.heads:
+        result["heads"] = {
+            h: {k: float(np.mean([m[h][k] for m in scored.heads if k in m[h]])) for k in scored.heads[0][h]}
+            for h in scored.heads[0]
+            if h != "ctr"
         }
     mean, low, high = ece_floor(next(iter(scored.calibrated.values())))
     result["ece_noise"] = {"mean": mean, "low": low, "high": high}

@@ -23,6 +23,8 @@ class Options:
     checks: int = 2  # validations an epoch
     patience: int = 4  # validations without a gain before stopping
     seed: int = 1
+    reported: tuple[str, ...] = ()  # heads that only advertisers can report (`training/heads.py`)
+    delay_days: float = 0.0  # how old a click is before all that follows has come; 0: nothing comes late
     stretch: int = 1  # requests read from the folder in one piece; more for a set larger than memory (`rows.parts`)
 
 

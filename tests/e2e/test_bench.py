@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from stream_dmgin.bench import rivals, steps
+from stream_dmgin.bench.train import made_up, padded_forward, ragged_forward
 from stream_dmgin.bench.workload import Workload, write
 from stream_dmgin.cli.main import cli
 from stream_dmgin.errors import RecordError
 from stream_dmgin.log.base import TopicInfo, open_log
+from stream_dmgin.models.dmgin import DMGIN
+from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.records import decode_event
 from stream_dmgin.topics import EVENTS, PREFIX
 
@@ -29,6 +33,16 @@ def bench(*args: str) -> dict[str, object]:
 def test_read() -> None:
     out = bench("read", "--lives", "30,200", "--users", "2")
     assert out["us_at_30"] > 0 and out["us_at_200"] > 0 and out["candidates"] == 100  # type: ignore[operator]
+
+
+def test_train() -> None:
+    out = bench("train", "--batches", "2", "--batch", "64")
+    assert out["ratio"] > 0 and out["rows"] > 64 and out["rows_per_s"] > 0  # type: ignore[operator]
+    rows = made_up(100)
+    batch = next(rows.batches(100))
+    network = DMGIN(DMGINConfig(rows.spec)).eval()
+    one, other = (f(network, batch)["ctr"] for f in (ragged_forward, padded_forward))  # both loops run the same network
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 @pytest.mark.timeout(300)

@@ -1,18 +1,23 @@
 """KuaiRand through the log: a slice of its users is imported, a model is trained on its first days, the worker scores the last
-day, and the scores are as good as the replay's, and reproducible."""
+day, and the scores are those that `evaluate` gives, and reproducible."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from stream_dmgin.datasets import form, load
 from stream_dmgin.datasets.grouping import group_map
+from stream_dmgin.training import recipes
+from stream_dmgin.training.evaluate import Plan, days, evaluate
 
 DATA = Path("../shared/data/kuairand_pure")
 CLI = [sys.executable, "-m", "stream_dmgin.cli.main"]
@@ -56,6 +61,16 @@ def test_days_0_to_11_through_the_log(tmp_path: Path) -> None:
     (live,) = found["metrics"].values()
     assert found["status"] == {"ok": rows.num_rows} and live["rows"] == rows.num_rows
     assert live["clicks"] == sum(rows["label"].to_pylist()) and live["auc"] > 0.6
+    # the scores served live are those that `evaluate` gives for the day, from a training and a replay of its own
+    js("topics", "export", "scores", *args, "--out", tmp_path / "scores.parquet")
+    served = {r["request_id"]: r["ctr"][0] for r in pq.read_table(tmp_path / "scores.parquet").to_pylist()}
+    spans = (days(data.meta, text, "--days") for text in ("1-9", "10-10", "11-11"))
+    source, scored = evaluate(data, Plan(*spans), options=replace(recipes.of(data.meta).options, epochs=1))
+    of = source.requests.request_of_rows()[scored.row]
+    assert len(served) == len(of) == rows.num_rows
+    live_ctr = np.array([served[source.requests.id[i]] for i in of])
+    np.testing.assert_allclose(live_ctr, scored.calibrated[1], rtol=0, atol=1e-4)
+
     again = js("replay", tmp_path / "slice", *groups, *model, *args, "--out", tmp_path / "replay")
     assert again["labelled"] == data.rows.num_rows
     checked = js("replay", "--verify", "100", *groups, *args)

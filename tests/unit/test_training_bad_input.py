@@ -1,0 +1,74 @@
+"""Odd logs: items nobody described, days of one class, users without a past. A defined result, or a clear error."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from stream_dmgin.cli.common import _finite
+from stream_dmgin.datasets import form
+from stream_dmgin.errors import InputError
+from stream_dmgin.training import evaluate as protocol
+from stream_dmgin.training import recipes
+from tests.logs import dataset
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = recipes.of
+
+    def smaller(meta: form.Meta) -> recipes.Recipe:
+        r = of(meta)
+        spec = replace(r.spec, groups=4, events=4, short=4, item_buckets=64, category_buckets=8, advertiser_buckets=8)
+        config = replace(r.config, spec=spec, width=16, item_width=8, hidden=(16, 8))
+        return replace(r, config=config, options=replace(r.options, epochs=1, batch=128))
+
+    monkeypatch.setattr(recipes, "of", smaller)
+
+
+def log(label: dict[int, int] | None = None, events: bool = True, items: bool = True) -> form.Dataset:
+    """A log of ten short days; `label`: days whose labels are all the same."""
+    data = dataset(600)
+    data.meta.day_ms = 20_000
+    day = data.day(data.rows["ts"].to_numpy())
+    y = data.rows["label"].to_numpy().copy()
+    for d, value in (label or {}).items():
+        y[day == d] = value
+    rows = data.rows.set_column(data.rows.column_names.index("label"), "label", [pa.array(y, pa.int8())])
+    return form.Dataset(
+        data.events if events else data.events.slice(0, 0),
+        rows,
+        data.items if items else data.items.slice(0, 0),
+        data.meta,
+    )
+
+
+def plan(data: form.Dataset) -> protocol.Plan:
+    return protocol.Plan(*(protocol.days(data.meta, d, "--days") for d in ("1-5", "6-7", "8-9")), 0, data.meta.day_ms)
+
+
+def test_items_without_a_description_and_users_without_a_past() -> None:
+    data = log(events=False, items=False)
+    _, scored = protocol.evaluate(data, plan(data))
+    p = scored.calibrated[1]
+    assert np.isfinite(p).all() and p.min() > 0 and p.max() < 1
+
+
+@pytest.mark.parametrize(("days", "part"), [((1, 2, 3, 4, 5), "training"), ((6, 7), "validation")])
+@pytest.mark.parametrize("model", ["dmgin", "lightgbm"])
+def test_days_of_one_class_to_learn_or_choose_on(days: tuple[int, ...], part: str, model: str) -> None:
+    data = log(dict.fromkeys(days, 0))
+    with pytest.raises(InputError, match=f"the {part} days hold no rows with both labels"):
+        protocol.evaluate(data, plan(data), model)
+
+
+def test_test_days_of_one_class_have_no_auc_but_a_logloss() -> None:
+    data = log({8: 0, 9: 0})
+    source, scored = protocol.evaluate(data, plan(data))
+    found = protocol.measure(source, scored)["calibrated"]
+    assert np.isnan(found["auc"]) and found["logloss"] > 0 and 0 <= found["ece"] <= 1
+    assert json.loads(json.dumps(_finite(found)))["auc"] is None
