@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from stream_dmgin.cli.main import cli
+from stream_dmgin.errors import InputError
 from stream_dmgin.models.registry import load_model
 from stream_dmgin.simulator.parquet import write_history
 from stream_dmgin.simulator.world import Plan
@@ -60,6 +61,8 @@ def train(city: Path, *more: object) -> tuple[int, str, str]:
         *more,
     ]
     done = CliRunner().invoke(cli, [*map(str, args), "-o", "json"])
+    if isinstance(done.exception, InputError):  # `main` makes an exit code of it
+        return done.exception.exit_code, done.stdout, str(done.exception)
     return done.exit_code, done.stdout, done.stderr
 
 
