@@ -186,7 +186,7 @@ def test_peers_and_ablations_on_one_replay(data: form.Dataset, small: None) -> N
     assert len({p.tobytes() for p in found}) == len(models)  # each is another model
     assert all(np.isfinite(s.frozen[1]).all() for s in scored.values())
     pairs = measuring.differences(source, scored, draws=20)
-    assert len(pairs) == 10 and all(p.metrics["auc"].low <= p.metrics["auc"].high for p in pairs)
+    assert len(pairs) == 20 and all(p.metrics["auc"].low <= p.metrics["auc"].high for p in pairs)
     assert set(named("all")) >= {*MODELS, *PEERS} and "dmgin-no-across" in named("ablations")
     with pytest.raises(UsageError, match=r"choose of item-ctr, .*ablations"):
         named("dmgin,dien")

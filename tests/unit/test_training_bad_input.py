@@ -13,6 +13,7 @@ from stream_dmgin.cli.common import _finite
 from stream_dmgin.datasets import form
 from stream_dmgin.errors import InputError
 from stream_dmgin.training import evaluate as protocol
+from stream_dmgin.training import measure as measuring
 from stream_dmgin.training import recipes
 from tests.logs import dataset
 
@@ -69,6 +70,6 @@ def test_days_of_one_class_to_learn_or_choose_on(days: tuple[int, ...], part: st
 def test_test_days_of_one_class_have_no_auc_but_a_logloss() -> None:
     data = log({8: 0, 9: 0})
     source, scored = protocol.evaluate(data, plan(data))
-    found = protocol.measure(source, scored)["calibrated"]
+    found = measuring.measure(source, scored)["calibrated"]
     assert np.isnan(found["auc"]) and found["logloss"] > 0 and 0 <= found["ece"] <= 1
     assert json.loads(json.dumps(_finite(found)))["auc"] is None
