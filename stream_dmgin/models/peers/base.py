@@ -26,7 +26,7 @@ from stream_dmgin.features.spec import N_AGE, N_HOUR
 from stream_dmgin.models.trunk import DMGINConfig, Trunk, away
 
 LIFE = ("h_item", "h_cls", "h_dwell", "h_hour", "h_time", "h_age", "h_size", "h_mask")
-CELLS = 4_000_000  # a search looks at so many (candidate, event) pairs at once: it bounds the memory, nothing else
+CELLS = 4_000_000  # so many (candidate, event) pairs are looked at at once: it bounds the memory, nothing else
 
 
 class Peer(Trunk):
@@ -50,6 +50,18 @@ class Peer(Trunk):
     def forward(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits of `ctr` and each further head [B,C] from the request side, s_* and h_* (what is beyond `reach` is left out)."""
         x = {k: v[:, : self.reach] if k in LIFE else v for k, v in x.items()}
+        if self.training:
+            return self.whole(x)
+        (b, n), c = x["h_mask"].shape, x["c_item"].shape[1]
+        found = [self.whole({k: v[part] for k, v in x.items()}) for part in parts(b, self.cells(n, c))]
+        return {head: torch.cat([f[head] for f in found]) for head in found[0]}
+
+    def cells(self, n: int, c: int) -> int:
+        """Numbers, roughly, that one user with n events and c candidates needs at once, in units of a (candidate, event) pair."""
+        return 4 * n * c
+
+    def whole(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`forward` of all users at once."""
         target = self.target(x)
         short = self.near(target, self.embed_short(x), x["s_mask"])
         return self.logits([target, short, target * short, *self.interests(target, x)], x)

@@ -69,6 +69,10 @@ class FlatHSTU(Peer):
         sizes = config.width, config.attention_heads, self.reach, config.dropout
         self.layers = nn.ModuleList([Layer(*sizes) for _ in range(config.layers)])
 
+    def cells(self, n: int, c: int) -> int:
+        """As `Peer` says: events see one another."""
+        return 4 * n * (n + c)
+
     def interests(self, target: Tensor, x: Mapping[str, Tensor]) -> list[Tensor]:
         """As `Peer` says."""
         mask = x["h_mask"]
