@@ -69,6 +69,9 @@ class Counters:
             hits, tries = (self.by_horizon("all", 0, now, 2, m) for m in ("engagements", "impressions"))
         else:
             hits, tries = (self.by_horizon("all", 0, now, 2, m) for m in (what, "clicks"))
+        return self._global_logit_of(hits, tries)
+
+    def _global_logit_of(self, hits: float, tries: float) -> float:
         tries = max(hits, tries)
         return math.floor(64 * math.log((hits + 1) / (tries - hits + 19)) + 0.5) / 64
 
@@ -101,9 +104,85 @@ class Counters:
         out.append(smooth(self.decayed(kind, name, now, 2, "engagements"), shown, g, 20) - g)  # of the block engagement
         return out
 
+    # The block `trend`
+
+    def at(self, kind: str, name: int, now: int, k: int, metric: str) -> float:
+        """Decayed sum at a horizon of 15 minutes (k = 0), 1 h, 12 h, 7 d."""
+        if (kind, name, now, k, metric) not in self.known:
+            self.known[kind, name, now, k, metric] = self._at(kind, name, now, k, metric)
+        return self.known[kind, name, now, k, metric]
+
+    def _at(self, kind: str, name: int, now: int, k: int, metric: str) -> float:
+        return self.quarter_hours(kind, name, now, metric) if k == 0 else self.decayed(kind, name, now, k - 1, metric)
+
+    def quarter_hours(self, kind: str, name: int, now: int, metric: str) -> float:
+        total = 0.0
+        for (b, m), n in self.kept(kind, name, 0).items():
+            age = max(0, now // 900_000 - b)
+            if m == metric and age < 16:
+                total += n * 0.5**age
+        return total
+
+    def kept(self, kind: str, name: int, level: int) -> dict[tuple[int, str], int]:
+        """What one level holds: counts by its own buckets; the greatest bucket that met a slot stays."""
+        if (kind, name, level, "kept") not in self.known:
+            self.known[kind, name, level, "kept"] = self._kept(kind, name, level)
+        return self.known[kind, name, level, "kept"]
+
+    def _kept(self, kind: str, name: int, level: int) -> dict[tuple[int, str], int]:
+        length, kept, _ = names.COUNTER_LEVELS[level]
+        ratio = length // names.COUNTER_LEVELS[0][0]
+        out: dict[tuple[int, str], int] = defaultdict(int)
+        for (b, m), n in self.counts.get((kind, name), {}).items():
+            if level == 2 or m in ("impressions", "clicks"):
+                out[b // ratio, m] += n
+        newest: dict[int, int] = {}
+        for b, _ in out:
+            newest[b % kept] = max(newest.get(b % kept, -1), b)
+        return {k: n for k, n in out.items() if newest[k[0] % kept] == k[0]}
+
+    def whole_logit(self, now: int, k: int) -> float:
+        return self._global_logit_of(*(self.at("all", 0, now, k, m) for m in ("clicks", "impressions")))
+
+    def trend(self, name: int, now: int) -> list[float]:
+        if (name, now, "trend") not in self.known:
+            self.known[name, now, "trend"] = self._trend(name, now)
+        return self.known[name, now, "trend"]
+
+    def _trend(self, name: int, now: int) -> list[float]:
+        if ("item", name) not in self.counts:
+            return [0.0] * 16 + [16.0, 16.0]
+        shown = [self.at("item", name, now, k, "impressions") for k in range(4)]
+        clicks = [self.at("item", name, now, k, "clicks") for k in range(4)]
+        whole = [[self.at("all", 0, now, k, m) for k in range(4)] for m in ("impressions", "clicks")]
+        logit = [self.whole_logit(now, k) for k in range(4)]
+        rate = [smooth(clicks[k], shown[k], logit[k], 20) - logit[k] for k in range(4)]
+        pace = [math.log1p(shown[k] / (0.25, 1, 12)[k]) for k in range(3)]
+        first = self.first_ms(name)
+        assert first is not None
+        return [
+            math.log1p(shown[0]), rate[0],
+            *(math.log((shown[k] + 0.1) / (whole[0][k] + 10)) for k in range(4)),
+            *(math.log((clicks[k] + 0.1) / (whole[1][k] + 10)) for k in range(4)),
+            *(rate[k] - rate[k + 1] for k in range(3)), pace[1] - pace[2], pace[0] - 2 * pace[1] + pace[2],
+            math.log1p(self.life("item", name, "impressions") / (1 + max(0, now - first) / HOUR)),
+            *(minutes(self.since(name, now, m)) for m in ("clicks", "impressions")),
+        ]  # fmt: skip
+
+    def since(self, name: int, now: int, metric: str) -> float | None:
+        starts = [
+            b * names.COUNTER_LEVELS[level][0]
+            for level in range(3)
+            for (b, m), n in self.kept("item", name, level).items()
+            if m == metric and n
+        ]
+        return now - max(starts) if starts else None
+
     def first_ms(self, name: int) -> int | None:
-        entity = self.counts.get(("item", name))
-        return min(b for b, _ in entity) * 900_000 if entity else None
+        if (name, "first") not in self.known:
+            entity = self.counts.get(("item", name))
+            self.known[name, "first"] = min(b for b, _ in entity) * 900_000 if entity else None
+        return self.known[name, "first"]
 
 
 def smooth(hits: float, tries: float, logit: float, weight: float) -> float:
@@ -280,6 +359,12 @@ class World:
                 row.append(math.log1p(x) if x is not None else 0.0)
             if "engagement" in s.blocks:
                 row += [entity[11] for entity in counted]
+            if "trend" in s.blocks:
+                row += c.trend(item, now)
+            if "taste" in s.blocks:
+                row += self.taste(item, now, in_ring, impressions)
+            if "fatigue" in s.blocks:
+                row += self.fatigue(item, now, events, impressions)
             dense.append(row)
         dwells = [d for *_, d in events if d >= 0]
         ages, shown_ages = [now - t for _, t in in_ring], [now - t for _, t in impressions]
@@ -297,6 +382,12 @@ class World:
             user += self.session(events, [t for _, t in impressions], now, user_logit)
         if "surface" in s.blocks:
             user += self.on_surface(a, b, events, impressions, now, surface, ring_logit)
+        if "trend" in s.blocks:
+            user += [*(c.whole_logit(now, k) for k in range(3)), math.log1p(c.at("all", 0, now, 1, "impressions"))]
+        if "taste" in s.blocks:
+            user += self.tastes(now, in_ring, impressions)
+        if "fatigue" in s.blocks:
+            user += self.lists_seen(now, in_ring, impressions)
         return {
             "c_item": [self.triple(i) for i in candidates], "c_id": [i % 2**31 for i in candidates], "c_group": group_index,
             "c_dense": dense, "g_age": [log2_minutes(now - int(a.g_last[b, g])) for g in range(n)],
@@ -338,6 +429,111 @@ class World:
             smooth(sum(t >= since for t in clicks), len(here), ring_logit, 5) - ring_logit,
             smooth(sum(t >= last[-1] for t in clicks) if last else 0, len(last), ring_logit, 5) - ring_logit,
             minutes(now - here[0] if here else None),
+        ]  # fmt: skip
+
+    # The block `taste`
+
+    def residual(self, now: int, clicks: list[Any], shown: list[Any]) -> float:
+        since = shown[-1][1] if len(shown) == 64 else 0
+        return self.ratio(now, [i for i, t in clicks if t >= since], [i for i, _ in shown])
+
+    def ratio(self, now: int, clicked: list[int], shown: list[int]) -> float:
+        whole = self.counters.global_logit(now, 1)
+        expected = sum(1 / (1 + math.exp(-whole - self.counters.features("item", i, now)[5])) for i in shown)
+        return math.log((len(clicked) + 0.5) / (expected + 0.5))
+
+    def age_class(self, item: int, at: int) -> int:
+        first = self.counters.first_ms(item)
+        return -1 if first is None else min(11, math.floor(math.log2(1 + max(0, at - first) / 900_000)))
+
+    def popularity_class(self, item: int, now: int) -> int:
+        if self.counters.first_ms(item) is None:
+            return -99
+        return max(-8, min(8, math.floor(2 * self.counters.features("item", item, now)[5] + 0.5)))
+
+    def tastes(self, now: int, clicks: list[Any], shown: list[Any]) -> list[float]:
+        ages, rates = self.of_clicked(now, clicks)
+        hour = lambda x: [(i, t) for i, t in x if t // (6 * HOUR) % 4 == now // (6 * HOUR) % 4]  # noqa: E731
+        since = shown[-1][1] if len(shown) == 64 else 0
+        now_clicked = [i for i, t in hour(clicks) if t >= since]
+        return [
+            self.residual(now, clicks, shown), sum(ages) / len(ages) if ages else 0.0, sum(rates) / len(rates) if rates else 0.0,
+            self.ratio(now, now_clicked, [i for i, _ in hour(shown)]),
+        ]  # fmt: skip
+
+    def of_clicked(self, now: int, clicks: list[Any]) -> tuple[list[float], list[float]]:
+        known = [(i, t, self.counters.first_ms(i)) for i, t in clicks]
+        ages = [math.log1p(max(0, t - first) / HOUR) for _, t, first in known if first is not None]
+        return ages, [self.counters.features("item", i, now)[5] for i, _, first in known if first is not None]
+
+    def taste(self, item: int, now: int, clicks: list[Any], shown: list[Any]) -> list[float]:
+        first = self.counters.first_ms(item)
+        if first is None:
+            return [0.0] * 6
+        since = shown[-1][1] if len(shown) == 64 else 0
+        recent = [(i, t) for i, t in clicks if t >= since]
+        age, popularity = self.age_class(item, now), self.popularity_class(item, now)
+        row: list[float] = []
+        for of, mine in (
+            (lambda i, t: self.age_class(i, t), age),
+            (lambda i, t: self.popularity_class(i, now), popularity),
+        ):
+            here = [i for i, t in shown if of(i, t) == mine]
+            row += [self.ratio(now, [i for i, t in recent if of(i, t) == mine], here), len(here)]
+        ages, rates = self.of_clicked(now, clicks)
+        log_age, rate = math.log1p(max(0, now - first) / HOUR), self.counters.features("item", item, now)[5]
+        return [*row, *([log_age - sum(ages) / len(ages), rate - sum(rates) / len(rates)] if ages else [0.0, 0.0])]
+
+    # The block `fatigue`
+
+    def names_of(self, item: int) -> list[int | None]:
+        return [
+            item,
+            self.owner(item, "category") or None,
+            self.owner(item, "advertiser") or None,
+            self.group_key(item),
+        ]
+
+    def lists_of(self, shown: list[Any]) -> list[list[Any]]:
+        lists: list[list[Any]] = []
+        for i, t in shown:
+            if not lists or lists[-1][-1][1] - t > 1000:
+                lists.append([])
+            lists[-1].append((i, t))
+        return lists
+
+    def lists_seen(self, now: int, clicks: list[Any], shown: list[Any]) -> list[float]:
+        lists = self.lists_of(shown)
+        starts = [x[-1][1] for x in lists]
+        clicked = [t for _, t in clicks]
+        first = sum(t >= starts[0] for t in clicked) if lists else 0
+        second = sum(starts[1] <= t < starts[0] for t in clicked) if len(lists) > 1 else 0
+        sizes = [len(x) for x in lists] + [0, 0]
+        return [
+            sizes[0], sizes[1], len(shown) / max(1, len(lists)), len(lists), first, second,
+            sum(t > max(clicked, default=-1) for t in starts),
+            *(minutes(now - starts[k] if len(lists) > k else None) for k in range(2)),
+        ]  # fmt: skip
+
+    def fatigue(self, item: int, now: int, events: list[Any], shown: list[Any]) -> list[float]:
+        mine = self.names_of(item)
+        seen: list[list[int]] = []
+        vain = []
+        for k in range(4):
+            same = [t for i, t in shown if mine[k] is not None and self.names_of(i)[k] == mine[k]]
+            click = max(
+                (t for i, c, t, _ in events if c == CLS["click"] and self.names_of(i)[k] == mine[k]), default=-1
+            )
+            seen.append(same)
+            vain.append(sum(t > click for t in same))
+        lists = self.lists_of(shown)
+        dwell = sum(max(0, d) for i, _, _, d in events if i == item) / 1000
+        of_group = sum(max(0, d) for i, _, _, d in events if self.group_key(i) == mine[3]) / 1000
+        return [
+            *(sum(now - t < span for t in seen[0]) for span in (10 * MINUTE, HOUR, DAY)),
+            *(sum(now - t < HOUR for t in seen[k]) for k in (1, 2, 3)), *vain,
+            float(bool(lists) and any(i == item for i, _ in lists[0])), sum(any(i == item for i, _ in x) for x in lists),
+            minutes(now - max(seen[3]) if seen[3] else None), math.log1p(dwell), math.log1p(of_group / (1 + len(seen[3]))),
         ]  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def _set_clock(table: Any, now: Any) -> None:
 
 
 @kernel
-def _aggregate(table: Any, row: Any, to: Any) -> None:
+def aggregate(table: Any, row: Any, to: Any) -> None:
     """Decayed sums of a row into N_AGGREGATES doubles at an address. Older buckets than those kept count nothing, later ones as
     age 0."""
     c = i64(table, (N_ADDRESSES,))
@@ -160,7 +160,8 @@ def _aggregate(table: Any, row: Any, to: Any) -> None:
 
 
 @kernel
-def _global_logit(hits: float, tries: float) -> Any:
+def global_logit(hits: float, tries: float) -> Any:
+    """Logit of a rate over all items, rounded so that small movements don't show."""
     tries = max(hits, tries)
     x = log((hits + GLOBAL_HITS) / (tries - hits + GLOBAL_TRIES - GLOBAL_HITS))
     return math.floor(x * LOGIT_STEP + 0.5) / LOGIT_STEP
@@ -186,16 +187,16 @@ def refresh(table: Any, now: Any) -> None:
     if changed:
         _set_clock(table, now)
     a = view[V_WORK:]
-    _aggregate(table, 0, c[C_VIEW] + 8 * V_WORK)
+    aggregate(table, 0, c[C_VIEW] + 8 * V_WORK)
     for k in range(N_RATE_KINDS):
         if k < N_RATES:
-            x = _global_logit(a[A_CLICKS + k], a[A_IMPRESSIONS + k])
+            x = global_logit(a[A_CLICKS + k], a[A_IMPRESSIONS + k])
         elif k == P_ORDER:
-            x = _global_logit(a[A_ORDERS], a[A_CLICKS + _LONGEST])
+            x = global_logit(a[A_ORDERS], a[A_CLICKS + _LONGEST])
         elif k == P_ENGAGEMENT:
-            x = _global_logit(a[A_ENGAGEMENTS], a[A_CLICKS + _LONGEST])
+            x = global_logit(a[A_ENGAGEMENTS], a[A_CLICKS + _LONGEST])
         else:
-            x = _global_logit(a[A_ENGAGEMENTS], a[A_IMPRESSIONS + _LONGEST])
+            x = global_logit(a[A_ENGAGEMENTS], a[A_IMPRESSIONS + _LONGEST])
         if x != view[V_LOGIT + k] or state[S_EPOCH] == 0:
             view[V_LOGIT + k] = x
             view[V_RATE + k] = 1.0 / (1.0 + math.exp(-x))
@@ -211,7 +212,7 @@ def _compute(table: Any, row: Any, to: Any) -> None:
     c = i64(table, (N_ADDRESSES,))
     view, out = f64(c[C_VIEW], (N_VIEW,)), f32(to, (CACHED,))
     a = view[V_WORK:]
-    _aggregate(table, row, c[C_VIEW] + 8 * V_WORK)
+    aggregate(table, row, c[C_VIEW] + 8 * V_WORK)
     for k in range(N_RATES):
         out[k] = log(1.0 + a[A_IMPRESSIONS + k])
         x = smoothed_logit(a[A_CLICKS + k], a[A_IMPRESSIONS + k], view[V_RATE + k], PRIOR_WEIGHT)

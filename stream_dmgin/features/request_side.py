@@ -22,7 +22,19 @@ from stream_dmgin.counters.read import (
     row_of,
     smoothed_logit,
 )
-from stream_dmgin.features.blocks import ENGAGEMENT, N_SESSION, N_SURFACE, SESSION, SURFACE, put_session, put_surface
+from stream_dmgin.counters.trend import N_TREND, N_TREND_USER, TREND_SCRATCH, put_trend, read_whole
+from stream_dmgin.features.blocks import (
+    ENGAGEMENT,
+    FATIGUE,
+    N_SESSION,
+    N_SURFACE,
+    SESSION,
+    SURFACE,
+    TASTE,
+    TREND,
+    put_session,
+    put_surface,
+)
 from stream_dmgin.features.bound import (
     D_B,
     D_BLOCKS,
@@ -64,9 +76,6 @@ from stream_dmgin.features.bound import (
     W_COLUMNS,
     W_COUNTERS,
     W_LOGS,
-    W_MAP_KEYS,
-    W_MAP_SIZE,
-    W_MAP_VALUES,
     W_N_COLUMNS,
     W_SCRATCH,
     W_SELF,
@@ -85,6 +94,7 @@ from stream_dmgin.features.catalogue import (
     find_item,
 )
 from stream_dmgin.features.catalogue import N_ADDRESSES as K_ADDRESSES
+from stream_dmgin.features.fatigue import FATIGUE_SCRATCH, group_key, put_fatigue, put_fatigue_user
 from stream_dmgin.features.scales import (
     ABSENT_HOURS,
     ABSENT_MINUTES,
@@ -100,8 +110,8 @@ from stream_dmgin.features.scales import (
     short_id,
 )  # fmt: skip
 from stream_dmgin.features.spec import COUNTER_FEATURES, N_CLS, PAIR_FEATURES, USER_FEATURES
+from stream_dmgin.features.taste import N_TASTE, N_TASTE_USER, TASTE_SCRATCH, put_taste, put_taste_user
 from stream_dmgin.features.user_side import CLICK, IMPRESSION, MAX_GROUPS, put_item
-from stream_dmgin.groups.map import find_group
 from stream_dmgin.native import f32, f64, i32, i64, kernel, log, u8, u64
 
 N_COUNTER, N_PAIR, N_USER = len(COUNTER_FEATURES), len(PAIR_FEATURES), len(USER_FEATURES)
@@ -113,7 +123,6 @@ _SEVEN_DAYS = N_RATES - 2  # among the rates by horizon: the longest half-life, 
 # Evidence at the prior rate: user at the global rate, ring at the user's, group at the user's, category at the ring's
 USER_WEIGHT, RING_WEIGHT, GROUP_WEIGHT, PAIR_WEIGHT = 20.0, 10.0, 5.0, 5.0
 TWO_PI = 2.0 * math.pi
-_TOP = np.uint64(1 << 63)
 
 # A user's rings by item, category and advertiser: an open-addressing table over at most 3 x 128 entries
 MAX_RING = 64
@@ -130,7 +139,12 @@ _S_VALUES = _S_KEYS + 8 * N_ENTRIES
 _S_GROUP = _S_VALUES + 8 * 5 * N_ENTRIES
 _S_UG = _S_GROUP + 4 * N_GROUP_PLACES
 _S_DONE = _S_UG + 4 * _N_UG * MAX_GROUPS
-SCRATCH = _S_DONE + MAX_GROUPS
+# then that of the optional blocks
+_S_TREND = _S_DONE + MAX_GROUPS
+_S_TASTE = _S_TREND + TREND_SCRATCH
+_S_FATIGUE = _S_TASTE + TASTE_SCRATCH
+SCRATCH = _S_FATIGUE + FATIGUE_SCRATCH
+_RATE_12H = N_RATES + 1  # among an entity's features
 
 
 @kernel
@@ -376,9 +390,8 @@ def _put_candidate(
     row_features(counters, category_counters, out + 4 * FEATURES)
     row_features(counters, advertiser_counters, out + 8 * FEATURES)
     out += 4 * N_COUNTER
-    map_keys, map_values = u64(where[W_MAP_KEYS], (where[W_MAP_SIZE],)), i32(where[W_MAP_VALUES], (where[W_MAP_SIZE],))
-    group = find_group(map_keys, map_values, h)
-    g = _find_user_group(w, r, np.uint64(group) if group >= 0 else _TOP | (h >> np.uint64(1)))
+    group = group_key(w, h)
+    g = _find_user_group(w, r, group)
     i32(where[I_C_GROUP] + 4 * at, (1,))[0] = g if g >= 0 else where[D_G]
     pair = f32(out, (_N_UG,))
     if g >= 0:
@@ -396,11 +409,23 @@ def _put_candidate(
     columns, more = i32(where[W_COLUMNS], (where[W_N_COLUMNS],)), f32(out + 4 * N_PAIR, (where[W_N_COLUMNS],))
     for j in range(columns.shape[0]):
         more[j] = f32(k[K_NUMBERS], (k[K_CAPACITY], k[K_COLUMNS]))[row, columns[j]] if row >= 0 else np.float32(0.0)
-    if where[D_BLOCKS] & ENGAGEMENT:
-        extra = f32(out + 4 * (N_PAIR + columns.shape[0]), (N_KINDS,))
+    blocks = where[D_BLOCKS]
+    out += 4 * (N_PAIR + columns.shape[0])
+    if blocks & ENGAGEMENT:
+        extra = f32(out, (N_KINDS,))
         extra[0] = engagement_shown(counters, item_counters)
         extra[1] = engagement_shown(counters, category_counters)
         extra[2] = engagement_shown(counters, advertiser_counters)
+        out += 4 * N_KINDS
+    if blocks & TREND:
+        put_trend(counters, item_counters, now, scratch + _S_TREND, out)
+        out += 4 * N_TREND
+    if blocks & TASTE:
+        popularity = f32(where[I_C_DENSE] + 4 * where[D_D] * at, (FEATURES,))[_RATE_12H]
+        put_taste(counters, item_counters, popularity, now, scratch + _S_TASTE, out)
+        out += 4 * N_TASTE
+    if blocks & FATIGUE:
+        put_fatigue(w, r, h, category, advertiser, group, now, scratch + _S_FATIGUE, out)
 
 
 @kernel
@@ -458,6 +483,14 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
         if where[D_BLOCKS] & SURFACE:
             put_surface(w, r, now, numbers[b, 2], ring_rate, ring_logit, user)
             user += 4 * N_SURFACE
+        if where[D_BLOCKS] & TREND:
+            read_whole(counters, scratch + _S_TREND, user)
+            user += 4 * N_TREND_USER
+        if where[D_BLOCKS] & TASTE:
+            put_taste_user(w, r, now, scratch + _S_TASTE, user)
+            user += 4 * N_TASTE_USER
+        if where[D_BLOCKS] & FATIGUE:
+            put_fatigue_user(w, r, now, scratch + _S_FATIGUE, user)
         x_cat[b] = numbers[b, 1]
         start, n = numbers[b, 3], min(C, numbers[b, 4] - numbers[b, 3])
         at, place = b * C, places.ctypes.data + 8 * PLACE * b

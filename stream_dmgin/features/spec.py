@@ -92,6 +92,7 @@ USER_FEATURES = (
     "hour_sin", "hour_cos", "hour2_sin", "hour2_cos", "dow_sin", "dow_cos", "global_ctr_logit",
 )  # fmt: skip
 
+TREND_HORIZONS = ("15m", "1h", "12h", "7d")
 
 # Optional inputs, by the name of their block: columns of u_dense and of c_dense, behind all others. A model's spec names the
 # blocks it was trained with; what no model names is not computed.
@@ -104,10 +105,29 @@ USER_BLOCKS = {
         "us_log1p_impressions", "us_log1p_clicks", "us_ctr_logit", "us_last10_ctr_logit", "us_log1p_last_min",
     ),
     "engagement": (),
+    "trend": (*(f"global_ctr_logit_{h}" for h in TREND_HORIZONS[:3]), "global_log1p_impressions_1h"),
+    "taste": ("shown_residual", "clicked_log1p_item_age_h", "clicked_item_ctr_logit_12h", "hour_residual"),
+    "fatigue": (
+        "list1_shown", "list2_shown", "list_mean_shown", "lists", "list1_clicks", "list2_clicks", "lists_since_click",
+        "log1p_list1_min", "log1p_list2_min",
+    ),
 }  # fmt: skip
 CANDIDATE_BLOCKS = {
     "session": (), "surface": (),
     "engagement": tuple(f"{kind}_engagement_shown_logit_7d" for kind in COUNTER_KINDS),  # engagements in impressions
+    "trend": (  # short horizons and their changes, from the item's counters
+        "item_log1p_impressions_15m", "item_ctr_logit_15m", *(f"item_share_{h}" for h in TREND_HORIZONS),
+        *(f"item_click_share_{h}" for h in TREND_HORIZONS), "item_ctr_trend_15m_1h", "item_ctr_trend_1h_12h", "item_ctr_trend_12h_7d",
+        "item_pace_1h_12h", "item_pace_change", "item_log1p_per_h", "item_log1p_last_click_min", "item_log1p_last_shown_min",
+    ),
+    "taste": (  # what the user clicks by age and by popularity of the item, over the rings
+        "uage_residual", "uage_shown", "upop_residual", "upop_shown", "uage_difference", "upop_difference",
+    ),
+    "fatigue": (  # impressions in vain, over the rings
+        "ui_shown_10m", "ui_shown_1h", "ui_shown_24h", "uc_shown_1h", "ua_shown_1h", "ug_shown_1h",
+        "ui_shown_since_click", "uc_shown_since_click", "ua_shown_since_click", "ug_shown_since_click",
+        "ui_in_last_list", "ui_lists", "ug_log1p_last_shown_min", "ui_log1p_dwell_s", "ug_log1p_dwell_s_shown",
+    ),
 }  # fmt: skip
 BLOCKS = tuple(USER_BLOCKS)
 

@@ -9,6 +9,7 @@ from stream_dmgin.datasets.form import Dataset
 from stream_dmgin.errors import UsageError
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.training import evaluate as protocol
+from stream_dmgin.training import measure as measuring
 from stream_dmgin.training.loop import Options
 
 OWN = "own"  # the map that the log brings: its group column, or its categories
@@ -23,7 +24,7 @@ def compare_maps(
     seeds with 95 % intervals of a paired bootstrap. Raises UsageError for fewer than two maps."""
     if len(maps) < 2:
         raise UsageError("two maps or more are compared: give --map twice")
-    scored: dict[str, protocol.Scored] = {}
+    scored: dict[str, measuring.Scored] = {}
     for name, groups in maps.items():
         source, scored[name] = protocol.evaluate(
             data, plan, model, seeds, groups, options, lambda text, name=name: say(f"{name}: {text}"),  # type: ignore[misc]
@@ -31,9 +32,10 @@ def compare_maps(
         )  # fmt: skip
     return {
         "model": model, "seeds": seeds, "rows": len(next(iter(scored.values())).row),
-        "maps": {name: protocol.measure(source, s)["calibrated"] for name, s in scored.items()},
+        "maps": {name: measuring.measure(source, s)["calibrated"] for name, s in scored.items()},
         "differences": [
             {"map": d.model, "than": d.than, **{k: i._asdict() for k, i in d.metrics.items()}}
-            for d in protocol.differences(source, scored)
+            for d in measuring.differences(source, scored)
+            if d.scores == "calibrated"
         ],
     }  # fmt: skip

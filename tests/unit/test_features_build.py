@@ -18,7 +18,7 @@ from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.features.build import FeatureBuilder
 from stream_dmgin.features.catalogue import Catalogue
 from stream_dmgin.features.inputs import REQUEST_SIDE, USER_SIDE, Inputs
-from stream_dmgin.features.spec import BEHAVIOUR_CLASSES, COUNTER_KINDS, COUNTER_METRICS, InputSpec
+from stream_dmgin.features.spec import BEHAVIOUR_CLASSES, BLOCKS, COUNTER_KINDS, COUNTER_METRICS, InputSpec
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.native import hash_ids
 from stream_dmgin.records import Item
@@ -105,7 +105,7 @@ def test_optional_blocks_change_no_other_input() -> None:
     case, plain = Case(18), replace(SPEC, blocks=())
     asks = [(NOW, case.names, 1.0, 2.0, "home")] * 6
     builder = FeatureBuilder(plain, case.catalogue, case.table, case.map)
-    for blocks in ((), ("session",), ("surface",), ("engagement",), ("surface", "engagement")):
+    for blocks in ((), *((b,) for b in BLOCKS), ("surface", "engagement", "taste"), ("trend", "fatigue")):
         some = replace(SPEC, blocks=blocks)
         a, b, c = (Inputs.allocate(s, 6, 40) for s in (plain, some, SPEC))
         builder.request_side(case.arrays, 6, asks, a)
