@@ -32,10 +32,18 @@ from stream_dmgin.cli.common import Context, common_options
 @click.option(
     "--blocks",
     metavar="A,B",
-    help="optional blocks of inputs: session, surface, engagement, or none [default: the log's recipe]",
+    help="optional blocks of inputs: those of docs/features.md, or none [default: the log's recipe]",
 )
 @click.option(
     "--recipe", metavar="NAME|FILE", help="sizes and rates, a TOML file [default: models/recipes/, by the log's name]"
+)
+@click.option(
+    "--model",
+    "architecture",
+    type=click.Choice(["dmgin", "trees", "stack"]),
+    default="dmgin",
+    show_default=True,
+    help="the network, boosted trees, or both as one (extra `trees`)",
 )
 @click.option("--epochs", type=click.IntRange(1), help="passes over the rows [default: the log's recipe]")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="learning rate [default: the log's recipe]")
@@ -56,8 +64,9 @@ from stream_dmgin.cli.common import Context, common_options
 def command(
     ctx: Context, data: Path, train_days: str, valid_days: str, out: Path, groups: Path | None, recipe: str | None, epochs: int | None,
     lr: float | None, seed: int, blocks: str | None, rows_dir: Path | None, checkpoint: Path | None, checkpoint_steps: int,
+    architecture: str,
 ) -> None:  # fmt: skip
-    """Replay a log, train a DMGIN on it, calibrate it, and write its folder with a card.
+    """Replay a log, train a model on it, calibrate it, and write its folder with a card.
 
     By several processes together: torchrun --nproc-per-node 2 -m stream_dmgin.cli.main train ... --rows DIR
     """
@@ -100,7 +109,7 @@ def command(
 
         done = release.release(
             log, mapped, rows, chosen.config, options, spans, out, ["stream-dmgin", *sys.argv[1:]], checkpoint, report, ranks,
-            checkpoint_steps, lambda step, steps: progress.update(fitting, completed=step, total=steps),
+            checkpoint_steps, lambda step, steps: progress.update(fitting, completed=step, total=steps), architecture, chosen.trees,
         )  # fmt: skip
     if ranks.first:
         ctx.emit(done, lambda d: f"{d['model']} in {d['path']}: " + ", ".join(

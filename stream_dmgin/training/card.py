@@ -61,6 +61,12 @@ def _measures(y: NDArray[np.int8], p: NDArray[np.float64]) -> dict[str, float]:
     }  # fmt: skip
 
 
+def made_of(architecture: str, config: DMGINConfig) -> str:
+    """What kind of model it is, in words."""
+    network = f"DMGIN, width {config.width}, {config.layers} layers across groups"
+    return {"trees": "Boosted trees", "stack": f"{network}, with boosted trees beside it"}.get(architecture, network)
+
+
 def card(name: str, config: DMGINConfig, training: dict[str, Any], seconds: float, command: Sequence[str]) -> str:
     """The model's card, Markdown."""
     spec = config.spec
@@ -68,7 +74,8 @@ def card(name: str, config: DMGINConfig, training: dict[str, Any], seconds: floa
     lines = [
         f"# {name}",
         "",
-        f"DMGIN, width {config.width}, {config.layers} layers across groups, heads: ctr"
+        made_of(made["architecture"], config)
+        + ", heads: ctr"
         + "".join(f", {h}" for h in config.heads)
         + f". Inputs: {spec.groups} groups of {spec.events} events, {spec.short} newest events, "
         f"{len(spec.candidate_features)} columns a candidate, {len(spec.user_features)} a user.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training.card import card, reliability, segments
 from stream_dmgin.training.curve import write_curve
 from stream_dmgin.training.heads import head_measures, rows_as_of
-from stream_dmgin.training.loop import Options, Point, Requests, predict, train
+from stream_dmgin.training.loop import Options, Point, Requests, train
 from stream_dmgin.training.parallel import ALONE, Ranks
 from stream_dmgin.training.rows import TrainingRows
+from stream_dmgin.training.served import of_both, of_network, of_trees
+from stream_dmgin.training.trees import TreeOptions
 
 Span = tuple[int, int]  # ms, [from, to)
 
@@ -81,21 +83,32 @@ def _range(source: DatasetSource, spans: Spans) -> tuple[int, int]:
 def release(
     data: Dataset, groups: GroupMap, rows: TrainingRows, config: DMGINConfig, options: Options, spans: Spans, out: Path,
     command: Sequence[str], checkpoint: Path | None = None, report: Callable[[Point], None] | None = None, ranks: Ranks = ALONE,
-    checkpoint_steps: int = 0, progress: Callable[[int, int], None] | None = None,
+    checkpoint_steps: int = 0, progress: Callable[[int, int], None] | None = None, architecture: str = "dmgin",
+    trees: TreeOptions = TreeOptions(),
 ) -> dict[str, Any]:  # fmt: skip
     """Train on the rows of `rows_for`, write the model's folder `out` (its name is the model's) and curve.csv; what `train -o json`
-    prints. Labels count as known at the end of the valid days. Of several processes the first writes.
+    prints. Labels count as known at the end of the valid days. Of several processes the first writes. `architecture`: one of
+    `models/registry.py`; UsageError for trees by several processes.
     """
     started = time.monotonic()
     source = DatasetSource(data)
     start = int(source.requests.first[_range(source, spans)[0]])
     known = rows_as_of(rows, data, start, max(spans.train[1], spans.valid[1]), options)
     chosen, judged = known.between(*spans.train), known.between(*spans.valid)
-    fitted = train(
-        config, known, chosen, known, judged, options, checkpoint, report, ranks=ranks, checkpoint_steps=checkpoint_steps,
-        progress=progress,
-    )  # fmt: skip
-    logits = predict(fitted.network, known, judged, ranks=ranks)
+    if architecture != "dmgin" and ranks.world > 1:
+        raise UsageError(f"a model of {architecture} is trained by one process: leave torchrun out")
+    if architecture == "trees":
+        fitted = of_trees(config, known, chosen, judged, replace(trees, seed=options.seed), report)
+        config = fitted.network.config
+    else:
+        network = train(
+            config, known, chosen, known, judged, options, checkpoint, report, ranks=ranks, checkpoint_steps=checkpoint_steps,
+            progress=progress,
+        )  # fmt: skip
+        fitted = of_network(network)
+        if architecture == "stack":
+            fitted = of_both(network, known, chosen, judged, replace(trees, seed=options.seed), report)
+    logits = fitted.logits(known, judged, ranks)
     seconds = time.monotonic() - started
     take = known.rows_of(judged)
     y, p = known.labels()[take], fitted.calibration.apply("ctr", logits["ctr"][take])
@@ -110,8 +123,10 @@ def release(
         "rows_sha256": digest(known, np.concatenate([chosen, judged])),
         "groups": groups.id,
         "options": asdict(options),
+        "trees": asdict(trees) if fitted.forest is not None else None,
         "processes": ranks.world,
-        "steps": fitted.best.step,
+        "architecture": fitted.architecture,
+        "steps": fitted.steps,
         "list_weight": fitted.list_weight,
         "valid": head_measures(logits, fitted.calibration, known, judged, data.meta.gauc == "user"),
         "segments": segments(known, judged, p),
@@ -123,13 +138,15 @@ def release(
     name, ident = out.name, ""
     if ranks.first:
         about = card(name, config, training, seconds, command)
-        ident = save_model(out, name, fitted.network, fitted.calibration, training, about)
+        ident = save_model(
+            out, name, fitted.network, fitted.calibration, training, about, fitted.forest, fitted.network_weight
+        )
         write_curve(out / "curve.csv", fitted.curve)
     return {
         "model": ident,
         "path": str(out),
         "seconds": seconds,
-        **{k: v for k, v in training.items() if k != "options"},
+        **{k: v for k, v in training.items() if k not in ("options", "trees")},
     }
 
 

@@ -11,11 +11,21 @@ import pytest
 from click.testing import CliRunner
 
 from stream_dmgin.cli.main import cli
+from stream_dmgin.datasets import form
+from stream_dmgin.datasets.grouping import group_map
 from stream_dmgin.errors import InputError
 from stream_dmgin.models.registry import load_model
+from stream_dmgin.replay.score import score
+from stream_dmgin.replay.source import DatasetSource
+from stream_dmgin.scoring.check import check
+from stream_dmgin.scoring.engine import choose_engine
 from stream_dmgin.simulator.parquet import write_history
 from stream_dmgin.simulator.world import Plan
 from stream_dmgin.training.card import reliability, segments
+from stream_dmgin.training.evaluate import days
+from stream_dmgin.training.loop import predict
+from stream_dmgin.training.rows import TrainingRows
+from stream_dmgin.training.trees import forest_logits
 from tests.unit.test_training import make
 
 RECIPE = """
@@ -36,6 +46,10 @@ batch = 256
 lists = 0.5
 reported = ["order"]
 delay_days = 5
+[trees]
+rows_a_leaf = 20
+rounds = 60
+bags = 2
 """
 
 
@@ -97,6 +111,27 @@ def test_a_model_with_its_card(city: Path, tmp_path: Path) -> None:
     (tmp_path / "c.pt").write_bytes(b"torn")
     code, _, said = train(city, "--out", tmp_path / "x", "--rows", tmp_path / "rows", "--checkpoint", tmp_path / "c.pt")
     assert code == 2 and "is damaged" in said
+
+
+@pytest.mark.parametrize("architecture", ["trees", "stack"])
+def test_trees_are_released_and_score_as_they_were_trained(city: Path, tmp_path: Path, architecture: str) -> None:
+    code, out, said = train(city, "--out", tmp_path / "m", "--rows", tmp_path / "rows", "--model", architecture)
+    assert code == 0, said
+    done, model = json.loads(out), load_model(tmp_path / "m")
+    assert done["architecture"] == model.architecture == architecture and model.id == done["model"]
+    assert "oosted trees" in (tmp_path / "m" / "card.md").read_text() and check(model, rounds=1)["ok"]
+    assert ("order" in done["valid"]) == (architecture == "stack")  # further heads are the network's
+    rows, log = TrainingRows.load(tmp_path / "rows"), form.read(city)
+    valid = rows.between(*days(log.meta, "36-39", "--valid-days"))
+    z = forest_logits(model.forest, rows, valid)
+    if architecture == "stack":
+        z = z + model.network_weight * predict(model.network, rows, valid)["ctr"][rows.rows_of(valid)]
+    source = DatasetSource(log)
+    first = int(np.searchsorted(source.requests.ts, rows["r_ts"][valid[0]]))
+    (found,) = score(source, group_map(log), {model.id: choose_engine(model)[0]}, first, first + len(valid))
+    # training rows keep the statistics of groups in 16 bits, which only the network reads
+    allowed = 1e-6 if architecture == "trees" else 1e-4
+    np.testing.assert_allclose(found.ctr, model.calibration.apply("ctr", z), rtol=0, atol=allowed)
 
 
 def test_segments_of_few_rows_are_not_named() -> None:
