@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from stream_dmgin.errors import StreamDmginError
+from stream_dmgin.errors import StreamDmginError, UsageError
 
 NOUNS = {
     "demo": "the main job, whole: log, simulator, worker, live view, summary",
@@ -62,6 +62,12 @@ def cli() -> None:
     """
 
 
+def denied(e: PermissionError) -> str:
+    """What to say where the account may not read or write a file."""
+    what = e.filename if e.filename is not None else e
+    return f"{what}: this account (uid {os.geteuid()}) has no permission ({e.strerror}): chown or chmod it, or run under its owner's"
+
+
 def main(argv: list[str] | None = None) -> Any:
     """Entry point; turns errors into one line on stderr and an exit code."""
     try:
@@ -74,6 +80,9 @@ def main(argv: list[str] | None = None) -> Any:
     except click.ClickException as e:
         e.show()
         sys.exit(2)
+    except PermissionError as e:
+        click.echo(f"stream-dmgin: {denied(e)}", err=True)
+        sys.exit(UsageError.exit_code)
     except BrokenPipeError:  # `| head`. The signal itself stays ignored: a peer that goes away must not end a worker
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(UNREAD)

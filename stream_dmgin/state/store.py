@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from rocksdict import (
     WriteOptions,
 )
 
-from stream_dmgin.errors import FormatError, InputError, StoreBusy, StreamDmginError
+from stream_dmgin.errors import FormatError, InputError, StoreBusy, StreamDmginError, UsageError
 from stream_dmgin.state.layout import ROW_META, STATE_FORMAT
 
 OFFSETS = struct.Struct("<5q")  # row `o`: next offsets of the three event topics, users, epoch of the group map
@@ -111,7 +112,11 @@ def open_store(path: Path, partition: int, read_only: bool) -> Rdict:
         text = str(e)
         if "lock" in text.lower():
             raise StoreBusy(
-                f"{path}: another process (or engine) holds this store: stop it, or open read-only"
+                f"{path}: another process (or engine) holds this store: stop it, or give each its own --data-dir"
+            ) from None
+        if "permission denied" in text.lower():
+            raise UsageError(
+                f"{path}: this account (uid {os.geteuid()}) may not open the store: chown or chmod its files"
             ) from None
         raise StreamDmginError(f"{path}: the store can't be opened: {text}") from e
     try:

@@ -17,7 +17,7 @@ import numpy as np
 
 from stream_dmgin import settings as _settings
 from stream_dmgin import topics
-from stream_dmgin.errors import InputError, StreamDmginError
+from stream_dmgin.errors import InputError, StreamDmginError, UsageError
 from stream_dmgin.log import manage
 from stream_dmgin.log.base import TP, Log, open_log
 from stream_dmgin.log.murmur2 import partition_of
@@ -82,15 +82,29 @@ def _disk(settings: Settings) -> Iterator[Finding]:
     )
 
 
+def _refused(d: Path) -> Path | None:
+    """The first of a directory and everything in it that this account may not read and write."""
+    for root, folders, files in os.walk(d):
+        for path, wanted in (
+            (Path(root), os.R_OK | os.W_OK | os.X_OK),
+            *((Path(root, f), os.R_OK | os.W_OK | os.X_OK) for f in folders),
+            *((Path(root, f), os.R_OK | os.W_OK) for f in files),
+        ):
+            # a file that RocksDB has just removed is none of a wrong owner
+            if not os.access(path, wanted) and path.exists():
+                return path
+    return None
+
+
 def _permissions(settings: Settings) -> Iterator[Finding]:
     d = settings.data_dir
     if d.exists():
-        ok = os.access(d, os.R_OK | os.W_OK | os.X_OK)
+        bad = _refused(d)
         yield Finding(
             "data directory",
-            ok,
-            f"{d} is {'writable' if ok else 'not writable'} for this account",
-            "" if ok else f"chown or chmod {d}",
+            bad is None,
+            f"{bad or d} is {'readable and writable' if bad is None else 'not readable and writable'} for this account",
+            "" if bad is None else f"chown or chmod {bad}",
         )
     else:
         yield Finding("data directory", True, f"{d} does not exist yet")
@@ -204,6 +218,8 @@ def _records(log: Log, names: list[str]) -> Iterator[Finding]:
 def _stores(settings: Settings, log: Log | None) -> Iterator[Finding]:
     try:
         stores = Stores.of(settings.data_dir)
+    except PermissionError:  # found already, with its path
+        return
     except InputError:
         yield Finding("stores", True, f"none in {settings.data_dir} yet")
         return
@@ -224,9 +240,8 @@ def _stores(settings: Settings, log: Log | None) -> Iterator[Finding]:
         try:
             engine = stores.open(p)
         except StreamDmginError as e:
-            yield Finding(
-                "stores", False, f"partition {p}: {e}", f"move {stores.path(p)} away: it is restored or rebuilt"
-            )
+            fix = f"move {stores.path(p)} away: it is restored or rebuilt"
+            yield Finding("stores", False, f"partition {p}: {e}", "see there" if isinstance(e, UsageError) else fix)
             continue
         try:
             offsets = stores.offsets(engine)
@@ -250,7 +265,7 @@ def _outside(log: Log, offsets: dict[str, int], p: int, there: dict[str, Any]) -
                 "stores",
                 False,
                 f"{t}/{p}: the store is at offset {offset}, the log begins at {begin}",
-                "restore a newer snapshot (`state restore`), or rebuild and accept the loss",
+                "restore a newer snapshot (`state restore`), or accept the loss (runbook: The log has lost what a store needs)",
             )
         elif offset > end:
             yield Finding(

@@ -18,17 +18,21 @@ from typing import Any
 
 import faust
 import msgspec
+from aiokafka.errors import KafkaError
 from mode.threads import ServiceThread, WorkerThread
 
 from stream_dmgin import topics
 from stream_dmgin.control import ERASE, MAP_PARTS, SKIP
-from stream_dmgin.errors import ConfigError, StreamDmginError
+from stream_dmgin.errors import ConfigError, LogUnavailable, StreamDmginError
+from stream_dmgin.log.base import open_log
+from stream_dmgin.log.rdkafka import RateLimitedLog
 from stream_dmgin.settings import Settings
 from stream_dmgin.worker.health import Health
 
 log_ = logging.getLogger(__name__)
 
 STOP_S = 10.0  # what Faust gets for stopping: usually a second
+SAY_S = 30.0  # of one kind of trouble of Faust's own client, one line in so many seconds
 
 
 def make_app(settings: Settings, http: str, health: Health) -> faust.App:
@@ -139,8 +143,43 @@ ServiceThread.Worker = _DaemonThread  # Faust's consumer has such a thread
 class _Worker(faust.Worker):  # type: ignore[misc]
     """A Faust worker in a thread: signals are the main thread's."""
 
+    refused: KafkaError | None = None  # what the broker, or none, said at the start
+
     def install_signal_handlers(self) -> None:
         """None: only the main thread may have them."""
+
+    async def start(self) -> None:
+        """Start; a broker that is away ends Faust without its traceback, which would hide the line that says so."""
+        try:
+            await super().start()
+        except KafkaError as e:
+            self.refused = e
+            raise asyncio.CancelledError from e
+
+
+class _Relay(logging.Handler):
+    """The lines of Faust's own Kafka client, rate limited: by itself it writes fifty a second while a broker is away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._limited = RateLimitedLog(log_, SAY_S)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line, or none."""
+        self._limited(4, record.name, record.getMessage())
+
+
+@contextmanager
+def _relayed() -> Iterator[None]:
+    client = logging.getLogger("aiokafka")
+    before, relay = client.propagate, _Relay()
+    client.addHandler(relay)
+    client.propagate = False
+    try:
+        yield
+    finally:
+        client.removeHandler(relay)
+        client.propagate = before
 
 
 class _FaustThread(threading.Thread):
@@ -149,10 +188,10 @@ class _FaustThread(threading.Thread):
     def __init__(self, settings: Settings, http: str, health: Health, ended: threading.Event) -> None:
         super().__init__(name="faust", daemon=True)
         self._arguments = settings, http, health
-        self._log_level = settings["log_level"]
+        self._settings = settings
         self._ended = ended
         self._loop = asyncio.new_event_loop()
-        self._worker: faust.Worker | None = None
+        self._worker: _Worker | None = None
         self._stopping = False
         self.failure: BaseException | None = None
 
@@ -163,7 +202,7 @@ class _FaustThread(threading.Thread):
             self._worker = _Worker(
                 app,
                 loop=self._loop,
-                loglevel=self._log_level,
+                loglevel=self._settings["log_level"],
                 redirect_stdouts=False,
                 quiet=True,
                 override_logging=False,
@@ -176,13 +215,21 @@ class _FaustThread(threading.Thread):
             self.failure = e
         finally:
             if not self._stopping:
-                self.failure = self.failure or StreamDmginError(
-                    "the Faust application ended by itself: see the log above"
-                )
+                self.failure = self._why(self._worker.refused if self._worker is not None else None)
             elif self.failure is not None:  # it holds no state: a worker that ends doesn't fail with it
                 log_.warning("Faust failed while it was told to stop: %s", self.failure)
                 self.failure = None
             self._ended.set()
+
+    def _why(self, refused: KafkaError | None) -> BaseException:
+        """What to say of an application that ended by itself: that the log is away, where that is so."""
+        try:
+            open_log(self._settings.log, self._settings.kafka).close()
+        except StreamDmginError as e:
+            return e
+        if refused is not None:  # it is back by now
+            return LogUnavailable(f"the broker was away while the worker started ({refused}): start it again")
+        return self.failure or StreamDmginError("the Faust application ended by itself: see the log above")
 
     def stop(self) -> None:
         """Stop the application, in STOP_S at most; a thread that is not done by then ends with the process."""
@@ -202,10 +249,11 @@ class _FaustThread(threading.Thread):
 def running(settings: Settings, http: str, health: Health, stop: threading.Event) -> Iterator[None]:
     """The application at work beside the block. When it fails, `stop` is set and leaving the block raises its error."""
     thread = _FaustThread(settings, http, health, stop)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.stop()
+    with _relayed():
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.stop()
     if thread.failure is not None:
         raise thread.failure

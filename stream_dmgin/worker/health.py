@@ -34,6 +34,13 @@ class Health:
     moved: float = field(default_factory=time.monotonic)  # when records were last read or taken care of
     lag_at: float = float("-inf")  # when the log was last asked for its ends
     waiting: str = ""  # why the worker takes no records on purpose; "": it does
+    log_away: str = ""  # why the log couldn't be asked for its ends; "": it answers
+
+    def waits(self) -> str:
+        """What the worker waits for, on purpose or because there is no log; also tells the gauge."""
+        why = self.waiting or self.log_away
+        self.metrics.waiting.set(bool(why))
+        return why
 
     def step(self) -> None:
         """Work goes on inside a turn: called by whatever takes long. Costs a look at the clock."""
@@ -56,11 +63,12 @@ class Health:
 
     def ready(self) -> tuple[int, dict[str, Any]]:
         """(HTTP status, body): 200 once partitions are assigned and their state has caught up with the log, unless the worker
-        waits for room on its disk."""
-        ok = self.assigned and not (self.restore_remaining or self.restore_bytes or self.stopping or self.waiting)
+        waits for room on its disk, or for the log."""
+        waiting = self.waits()
+        ok = self.assigned and not (self.restore_remaining or self.restore_bytes or self.stopping or waiting)
         return (200 if ok else 503), {
             "ready": ok,
-            "waiting": self.waiting,
+            "waiting": waiting,
             "partitions": list(self.partitions),
             "restore_remaining": self.restore_remaining,
             "restore_remaining_bytes": self.restore_bytes,

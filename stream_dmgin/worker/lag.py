@@ -19,7 +19,8 @@ EVERY_S = 5.0
 
 
 class LagWatcher:
-    """Sets `health.lag` (records by topic) and the gauge from the offsets that the loop last reported."""
+    """Sets `health.lag` (records by topic) and the gauge from the offsets that the loop last reported; `health.log_away` while
+    the log doesn't answer."""
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self._settings, self._health = settings, health
@@ -40,9 +41,15 @@ class LagWatcher:
                 with open_log(self._settings.log, self._settings.kafka) as log:
                     while not self._stop.wait(EVERY_S):
                         self._look({t: log.ends(t) for t in {t for t, _ in self._health.offsets}})
+                        self._answers("")
             except StreamDmginError as e:
                 log_.warning("the lag can't be told: %s", e)
+                self._answers(f"log: {e}")
                 self._stop.wait(EVERY_S)
+
+    def _answers(self, why_not: str) -> None:
+        self._health.log_away = why_not
+        self._health.waits()
 
     def _look(self, ends: dict[str, dict[int, int]]) -> None:
         lag = dict.fromkeys(ends, 0)

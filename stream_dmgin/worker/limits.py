@@ -40,8 +40,8 @@ class DeadLetterLimit:
         if letters and self._letters >= self._count and self._letters > self._share * self._records:
             raise TooManyDeadLetters(
                 f"{self._letters:,} of the last {self._records:,} records are malformed: the worker stops rather than divert them "
-                "all. Nothing is lost. See `stream-dmgin dead-letters list` for what they are, and mend the producer; if they are "
-                "to be diverted, raise worker.dead_letter_share (1: no limit) and start the worker again"
+                "all. Nothing is lost. `stream-dmgin dead-letters list` shows those diverted before, `topics export` any; mend the "
+                "producer. If they are to be diverted, raise worker.dead_letter_share (1: no limit) and start the worker again"
             )
 
 

@@ -76,8 +76,8 @@ class Metrics:
         self.counter_ranges = Counter(
             "sdmgin_counter_ranges_total", "Ranges of counter increments read, by outcome", ["outcome"], registry=r
         )
-        # 1: the worker takes no events until there is room on its disk; /health/ready says how much is missing.
-        self.waiting = Gauge("sdmgin_waiting", "Whether the worker waits on purpose", registry=r)
+        # 1: no room on its disk, or no answer from the log; /health/ready says which.
+        self.waiting = Gauge("sdmgin_waiting", "Whether the worker waits for its disk or its log", registry=r)
         self.disk_free = Gauge("sdmgin_disk_free_bytes", "Room on the file system of the data directory", registry=r)
         # erased: a user's rows went; unknown: the order was carried out, but this store had nothing of the user.
         self.erasures = Counter(

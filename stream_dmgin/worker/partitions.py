@@ -394,8 +394,8 @@ class Partitions:
             if row is not None and have < begins[t][p]:
                 raise StreamDmginError(
                     f"{t}/{p}: the store has folded up to offset {have}, but the log now begins at {begins[t][p]}: records "
-                    f"between are gone. Either restore a newer snapshot (`state restore --partition {p} --yes`), or accept the loss by "
-                    f"removing {path} (a rebuild from what is left)"
+                    f"between are gone. Either restore a newer snapshot (`state restore --from URL --partition {p} --yes`), or accept the "
+                    f"loss of everything before that offset by moving {path} away: the worker then folds what is left"
                 )
             if row is None and begins[t][p] > 0:
                 log_.warning("%s/%d begins at offset %d: what was before is not in the state", t, p, begins[t][p])
@@ -457,10 +457,15 @@ def write_meta(state_dir: Path, partitions: int, prefix: str, groups: GroupMap) 
     name theirs: written by versions that knew one map a directory. Raises FormatError."""
     state_dir.mkdir(parents=True, exist_ok=True)
     old = read_meta(state_dir)
+    if old is not None and old["prefix"] != prefix:
+        raise FormatError(
+            f"{state_dir}: its stores were folded from topics {old['prefix']}*, not {prefix}*: offsets of the ones mean nothing in the "
+            "others. Mend --prefix, or use another --data-dir"
+        )
     if old is not None and old["partitions"] != partitions:
         raise FormatError(
             f"{state_dir}: its stores were folded from {old['partitions']} partitions, the log has {partitions}. "
-            "Use another --data-dir: its state is rebuilt from the log"
+            "Use another --data-dir: its state is rebuilt from the log (`state rescale` does it with a comparison)"
         )
     Maps(state_dir).keep(groups)
     unmarked = groups.id if old is None else str(old.get("unmarked", old["groups"]))

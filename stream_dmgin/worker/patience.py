@@ -53,11 +53,11 @@ class Patience:
                     return found
         finally:
             self._health.waiting = before
-            self._health.metrics.waiting.set(bool(before))
+            self._health.waits()
 
     def _wait(self, why: str, seconds: float, error: LogUnavailable) -> None:
         self._health.waiting = why
-        self._health.metrics.waiting.set(1)
+        self._health.waits()
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if self._stop():

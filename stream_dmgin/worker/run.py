@@ -249,7 +249,7 @@ def _watch_disk(disk: Disk, health: Health) -> None:
     if now - disk.looked >= DISK_S:
         disk.looked = now
         health.waiting = disk.look()
-        health.metrics.waiting.set(bool(health.waiting))
+        health.waits()
         health.metrics.disk_free.set(disk.free)
 
 

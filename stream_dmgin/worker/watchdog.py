@@ -21,7 +21,9 @@ import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+from numba.core import event
 
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.lag import EVERY_S
@@ -36,6 +38,24 @@ EXIT_CODE = 1
 STDERR = 2  # faulthandler writes there without the interpreter's help
 
 
+COMPILING = "numba:run_pass"
+
+
+class _Compiler(event.Listener):  # type: ignore[misc]
+    """numba's passes are steps: kernels that are not in its cache yet take minutes to compile on a busy machine, in one turn."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def on_start(self, event: Any) -> None:
+        """A pass begins."""
+        self._health.step()
+
+    def on_end(self, event: Any) -> None:
+        """A pass has ended."""
+        self._health.step()
+
+
 class Watchdog:
     """Watches between `__enter__` and `__exit__`. `stall_s` 0: never."""
 
@@ -43,6 +63,7 @@ class Watchdog:
         self._health, self._stall_s, self._end = health, stall_s, end or end_process
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self._compiler = _Compiler(health)
         self._from = self._looked = time.monotonic()  # nothing from before this counts
         self._behind_since: float | None = None
 
@@ -50,12 +71,14 @@ class Watchdog:
         if self._stall_s:
             self._from = self._looked = time.monotonic()
             self._arm()
+            event.register(COMPILING, self._compiler)
             self._thread.start()
         return self
 
     def __exit__(self, t: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._stop.set()
         if self._stall_s:
+            event.unregister(COMPILING, self._compiler)
             faulthandler.cancel_dump_traceback_later()
 
     def _run(self) -> None:

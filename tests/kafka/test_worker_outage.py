@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -12,10 +13,13 @@ from typing import Any
 import msgpack
 import pytest
 
+from stream_dmgin.errors import LogUnavailable
 from stream_dmgin.log import kafka as kafka_module
 from stream_dmgin.log.base import Log
 from stream_dmgin.log.broker import LocalKafka, available
 from stream_dmgin.settings import Settings
+from stream_dmgin.worker import faust_app, lag
+from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.run import Worker, worker
 from tests.workers import PATIENCE_S, T0, event, make_topics, settings_of, turn_until, write
 
@@ -126,3 +130,39 @@ def test_what_is_lost_takes_its_open_transaction_along(kafka: str, prefix: str, 
         assert not delivery._transactions.open
         w.partitions.reader.rejoin()  # type: ignore[union-attr]
         turn_until(w, lambda: w.loop.totals.scores == 2, "the answer of the next owner")
+
+
+def test_a_broker_that_is_away_as_the_views_start_is_said_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kafka_module, "OPEN_S", 1.0)
+    s = settings_of(tmp_path, log="kafka://127.0.0.1:1")
+    s.data_dir.mkdir(parents=True, exist_ok=True)
+    ended = threading.Event()
+    with (
+        pytest.raises(LogUnavailable, match=r"no broker answers at 127\.0\.0\.1:1") as e,
+        faust_app.running(s, "off", Health(), ended),
+    ):
+        assert ended.wait(PATIENCE_S)
+    assert e.value.exit_code == 3
+    assert not any(r.exc_info for r in caplog.records)
+
+
+def test_the_lines_of_fausts_client_are_few(caplog: pytest.LogCaptureFixture) -> None:
+    with faust_app._relayed():
+        for _ in range(100):
+            logging.getLogger("aiokafka.consumer.fetcher").error("Failed fetch messages from %d", 1)
+    assert [r.getMessage() for r in caplog.records] == ["aiokafka.consumer.fetcher: Failed fetch messages from 1"]
+
+
+def test_a_running_worker_says_that_the_log_is_away(
+    kafka: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_module, "OPEN_S", 1.0)
+    monkeypatch.setattr(lag, "EVERY_S", 0.1)
+    health = Health(assigned=True)
+    with lag.LagWatcher(settings_of(tmp_path, log="kafka://127.0.0.1:1"), health):
+        assert until(lambda: str(health.ready()[1]["waiting"]).startswith("log: no broker answers"))
+        assert health.ready()[0] == 503 and b"sdmgin_waiting 1.0" in health.metrics.text()
+    with lag.LagWatcher(settings_of(tmp_path, log=f"kafka://{kafka}", prefix=prefix), health):
+        assert until(lambda: health.ready()[0] == 200) and b"sdmgin_waiting 0.0" in health.metrics.text()

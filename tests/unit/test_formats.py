@@ -10,6 +10,7 @@ import pytest
 from rocksdict import Rdict
 
 from stream_dmgin.errors import FormatError
+from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.state.layout import ROW_META
 from stream_dmgin.state.ops.diff import diff
 from stream_dmgin.state.ops.places import META, store_path
@@ -18,7 +19,7 @@ from stream_dmgin.state.ops.stores import Stores
 from stream_dmgin.state.snapshots.place import Place
 from stream_dmgin.state.store import open_store, options
 from stream_dmgin.topics import EVENTS
-from stream_dmgin.worker.partitions import read_meta
+from stream_dmgin.worker.partitions import read_meta, write_meta
 from tests.fixtures.make import HERE, contents, fold, records
 
 STATES = sorted(p for p in HERE.glob("state-*") if p.is_dir())
@@ -89,3 +90,15 @@ def test_a_newer_directory_is_refused(state: Path) -> None:
     for read in (Stores.of, lambda d: read_meta(d / "state")):
         with pytest.raises(FormatError, match="upgrade stream-dmgin"):
             read(state)
+
+
+def test_stores_of_other_topics_are_refused(tmp_path: Path) -> None:
+    """Their offsets mean nothing there: the state would be wrong without a word."""
+    write_meta(tmp_path, 4, "dmgin.", GroupMap.empty())
+    before = (tmp_path / META).read_bytes()
+    with pytest.raises(FormatError, match=r"folded from topics dmgin\.\*, not other\.\*"):
+        write_meta(tmp_path, 4, "other.", GroupMap.empty())
+    with pytest.raises(FormatError, match="folded from 4 partitions, the log has 7"):
+        write_meta(tmp_path, 7, "dmgin.", GroupMap.empty())
+    assert (tmp_path / META).read_bytes() == before
+    write_meta(tmp_path, 4, "dmgin.", GroupMap.empty())

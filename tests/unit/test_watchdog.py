@@ -50,6 +50,20 @@ def test_a_turn_that_hangs_is_found_with_lag_and_without() -> None:
     assert "main thread hangs" in c.pass_(102, turns=False, ask=False)
 
 
+def test_compiling_is_no_hang() -> None:
+    """The first start on a machine compiles kernels inside of a turn."""
+    import numba
+
+    health = Health()
+    health.stepped = 0.0
+    with Watchdog(health, N):
+        numba.njit(lambda x: x + 1)(1)
+    assert health.stepped > 0.0
+    health.stepped = 0.0
+    numba.njit(lambda x: x + 2)(1)
+    assert health.stepped == 0.0  # no longer watched
+
+
 def test_a_slow_batch_is_no_hang() -> None:
     c = Clock()
     assert c.pass_(1000, turns=False, steps=True) == ""

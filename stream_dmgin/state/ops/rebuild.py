@@ -93,7 +93,7 @@ def _fold(
         if begin > start and end > start:
             raise StreamDmginError(
                 f"{t}/{p} begins at offset {begin}, but the records from {start} on are needed. Either give a location with a "
-                "newer snapshot (--from), or keep the store as it is"
+                "newer snapshot (--from), or keep the store as it is, or move it away: the worker then folds what is left"
             )
         if last < end:
             raise StreamDmginError(
