@@ -151,6 +151,8 @@ def _centres(x: Matrix, names: list[str], previous: GroupMap, k: int) -> Matrix 
 
 
 def _joining(x: Matrix, names: list[str], previous: GroupMap, max_load: float) -> Labels:
+    if not len(x):
+        return np.zeros(0, np.int64)
     old = _old(names, previous)
     numbers, means = _means(x, old)
     if not len(numbers):
@@ -181,9 +183,10 @@ def _by_category(items: Items, groups: Labels, levels: tuple[int, ...], previous
     if previous is not None:  # a category that had a group of its own goes on with it
         taken = set(groups[groups >= 0].tolist())
         for i in bare:
-            g = previous.items.get(items.ids[i], -1)
-            if g >= 0 and g not in taken:
-                number.setdefault(str(items.category[i]), g)
+            g, c = previous.items.get(items.ids[i], -1), str(items.category[i])
+            if g >= 0 and g not in taken and c not in number:
+                number[c] = g
+                taken.add(g)
     for c in sorted({str(items.category[i]) for i in bare} - set(number)):
         number[c], first = first * below, first + 1
     for i in bare:

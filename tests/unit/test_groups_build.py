@@ -170,6 +170,9 @@ def test_clicks_alone_and_categories_alone_make_maps() -> None:
     assert np.mean([groups[i] == groups[j] for i in range(100) for j in range(100) if of[i] == of[j]]) > 0.6
     flat = build(make_space(Items(["a", "b", "c"], category=["x", "y", "x"])), Clustering(k=5))
     assert flat.groups.items == {"a": 0, "b": 1, "c": 0} and flat.quality.cohesion == 0.0
+    three = make_space(Items(["a", "b", "d", "e"], category=["y", "y", "z", "x"]))
+    assert build(three, Clustering(k=5), flat.groups).groups.items == {"a": 0, "b": 0, "d": 3, "e": 2}
+    assert build(three, Clustering(only_new=True), flat.groups).groups.items == {"a": 0, "b": 1, "c": 0, "d": 3, "e": 2}
     with pytest.raises(InputError, match="nothing to group by"):
         build(make_space(None, Clicks(*(np.zeros(1, np.int64),) * 3, ["a"])), Clustering(k=1))
     with pytest.raises(UsageError, match="nothing to group"):
