@@ -72,8 +72,10 @@ class Source:
         self.cdf = np.cumsum(weights) / weights.sum()
 
     def users(self, n: int) -> NDArray[np.int64]:
-        """So many users, by their weights."""
-        return np.searchsorted(self.cdf, self.r.random(n)).astype(np.int64)
+        """So many users, by their weights; in cohorts, of those whose time it is."""
+        found = np.searchsorted(self.cdf, self.r.random(n)).astype(np.int64)
+        each = self.a.users // self.a.cohorts
+        return found % each + each * min(self.a.cohorts - 1, self.number * self.a.cohorts // self.a.events)
 
     def batch(self, user: NDArray[np.int64]) -> Batch:
         """An event of each of these users."""
@@ -211,6 +213,7 @@ def main() -> None:
     p.add_argument("--events", type=int, default=20_000_000)
     p.add_argument("--users", type=int, default=20_000)
     p.add_argument("--skew", type=float, default=1.0)
+    p.add_argument("--cohorts", type=int, default=1, help="so many sets of users, whose lives follow one another")
     p.add_argument("--items", type=int, default=5_000)
     p.add_argument("--groups", type=int, default=400)
     p.add_argument("--partitions", type=int, default=8)
