@@ -86,6 +86,7 @@ class Loop:
         self._last_report = time.monotonic()
         self.between = Between()  # for other threads: what must not run while a batch is open
         self.chores: list[Callable[[], None]] = []  # control path: called once a turn, when no batch is open
+        self.before_answers: Callable[[], None] = lambda: None  # of a batch's requests, its events being folded
         self.totals = Totals()
 
     # A turn
@@ -154,6 +155,7 @@ class Loop:
         observe("parse").observe(t1 - t0)
         observe("fold").observe(time.perf_counter() - t1)
         if n_events < len(batch) and self._answers is not None:
+            self.before_answers()
             self._take_requests(batch, np.flatnonzero(~is_event), skipped)
 
     def _parse(self, batch: Batch) -> tuple[EventColumns, list[tuple[int, RecordError]]]:

@@ -50,7 +50,6 @@ from stream_dmgin.worker.watchdog import Watchdog
 log_ = logging.getLogger(__name__)
 
 POLL_S = 0.05
-COUNTERS_STEP_MS = 600_000  # --ordered: stream time between two synchronisations of the shared counters
 DISK_S = 0.5
 UNOWNED_S = 30.0  # --until-end: so long may the group take to give partitions
 
@@ -65,7 +64,7 @@ class Worker:
     shared: Shared
     health: Health
     regroup: Regroup
-    ordered: OrderedReader | None = None
+    synced: int = 0  # the stream's time when the shared counters last had all of it
 
     def turns(self, stop: threading.Event) -> None:
         """Turn until told to stop."""
@@ -86,13 +85,9 @@ class Worker:
         group map to go by. `told` gets the number of records of each turn."""
         ends = self.partitions.ends()
         t0 = time.monotonic()
-        synced = 0
         while not stop.is_set():
             n = self.loop.turn(POLL_S)
             told(n)
-            if self.ordered is not None and self.ordered.stream_time - synced >= COUNTERS_STEP_MS:
-                synced = self.ordered.stream_time
-                self._sync_counters()
             if n == 0 and self.partitions.reached(ends) and not self.regroup.busy:
                 break
             if not (self.partitions.owned or self.partitions.coming) and time.monotonic() - t0 > UNOWNED_S:
@@ -101,11 +96,14 @@ class Worker:
         self.loop.commit()
         self.loop.settle()
 
-    def _sync_counters(self) -> None:
-        """Bring what was folded into the shared counters now: in stream time, a second of ours may be hours."""
-        self.loop.commit()
-        self.loop.flush()
-        self.shared.catch_up()
+    def sync_counters(self, ordered: OrderedReader, step_ms: int) -> None:
+        """Bring what was folded into the shared counters, if the stream's time has moved on by so much since the last time: a second of
+        ours may be hours of the stream."""
+        if ordered.stream_time - self.synced >= max(1, step_ms):
+            self.loop.commit()
+            self.loop.flush()
+            self.shared.catch_up()
+            self.synced = ordered.stream_time
 
 
 @contextmanager
@@ -235,9 +233,10 @@ def worker(
             stack.enter_context(Snapshots(settings, checkpoints, forgetting, health))
         stack.callback(loop.between.close)
         try:
-            yield Worker(
-                log, loop, partitions, shared, health, regroup, reader if isinstance(reader, OrderedReader) else None
-            )
+            made = Worker(log, loop, partitions, shared, health, regroup)
+            if isinstance(reader, OrderedReader):
+                loop.before_answers = partial(made.sync_counters, reader, settings["worker.ordered_step_ms"])
+            yield made
         except BaseException:
             partitions.close()  # whatever failed, nothing more is written: the log is folded again from the last commit
             raise
