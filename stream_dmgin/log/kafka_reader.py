@@ -322,6 +322,7 @@ class KafkaGroupReader(KafkaReader):
         self._commits_out = 0
         self._rejoining = self._fenced_instance = False
         self._served = time.monotonic()
+        self._in_doubt = False  # there was a stall since the group was last known to know this member
         self._stale_after = int(settings.get("session.timeout.ms", 6000)) / 2000
         super().__init__(settings, topics, self._on_rebalance)
         self._callbacks.append(rdkafka.CommitCb(self._on_commit))
@@ -461,6 +462,8 @@ class KafkaGroupReader(KafkaReader):
         return bool(self._pending)
 
     def _serve(self) -> None:
+        # A pause of the process ends somewhere within a poll: that it polls again proves nothing
+        self._in_doubt |= self._stalled()
         while self._pending:
             code, parts = self._pending.popleft()
             if code == rdkafka.ERR_ASSIGN:
@@ -469,9 +472,12 @@ class KafkaGroupReader(KafkaReader):
                 self._take_away(parts)
         self._served = time.monotonic()
 
+    def _stalled(self) -> bool:
+        return time.monotonic() - self._served >= self._stale_after
+
     def _give(self, parts: list[TP]) -> None:
         self._epoch += 1
-        self._fenced = ""
+        self._fenced, self._in_doubt = "", False
         said = dict(self._listener.assigned(parts)) if parts else {}
         offsets = {tp: said.pop(tp, rdkafka.OFFSET_BEGINNING) for tp in parts}
         self._assigned |= offsets
@@ -522,7 +528,7 @@ class KafkaGroupReader(KafkaReader):
         although another member owns everything already. The question is a commit that changes nothing."""
         if self._fenced:
             return False
-        if time.monotonic() - self._served < self._stale_after or not self._assigned:
+        if not (self._in_doubt or self._stalled()) or not self._assigned:
             return True
         if self._lib.assignment_lost(self._rk):
             self._fenced = "librdkafka says so"
@@ -542,8 +548,10 @@ class KafkaGroupReader(KafkaReader):
         finally:
             self._lib.queue_destroy(queue)
             self._callbacks.append(told)  # an answer may still be on its way
-        if answer and answer[0] in (0, rdkafka.ERR_REBALANCING):
-            self._served = time.monotonic()
+        if self._lib.assignment_lost(self._rk):  # the answer may be one to a member that has joined anew since
+            self._fenced = "librdkafka says so"
+        elif answer and answer[0] in (0, rdkafka.ERR_REBALANCING):
+            self._served, self._in_doubt = time.monotonic(), False
         elif answer:  # whatever else it says, nothing says that this is still a member
             self._note_fencing(answer[0])
         else:
