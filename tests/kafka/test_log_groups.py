@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 
@@ -222,3 +223,23 @@ def test_one_that_is_no_member_has_no_word_for_a_transaction(kafka: str, prefix:
             t.commit({at: 9}, stranger)
         assert not t.open
         t.close()
+
+
+def test_polling_again_is_no_proof_of_membership(kafka: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was stopped goes on somewhere within a poll: before it writes, it still has to ask."""
+    with open_log("kafka://" + kafka) as log:
+        a = Member(log, prefix + "g", make(log, prefix), {})
+        until([a], lambda: bool(a.mine))
+        reader: Any = a.reader
+        asked: list[Any] = []
+        committed = reader._committed
+        monkeypatch.setattr(reader, "_committed", lambda *args: asked.append(args) or committed(*args))
+        reader.confirm()
+        assert not asked
+        reader._served -= 60.0  # a minute ago, as after SIGSTOP and SIGCONT
+        a.poll()
+        reader.confirm()
+        assert len(asked) == 1
+        reader.confirm()
+        assert len(asked) == 1
+        reader.close()

@@ -67,6 +67,8 @@ def test_a_zombie_writes_nothing_more(
         a.start()
         traffic.start()
         until(lambda: a.said(f"assigned partitions {everything}") and len(answered(kafka, prefix)) > 5, fleet)
+        if not flags:  # past the first commits, which load their compiled code and would be caught in the middle
+            until(lambda: all(any(o.values()) for o in offsets(tmp_path / "a").values()), fleet)
         a.send(signal.SIGSTOP)
         before = offsets(tmp_path / "a")
         asked = set(traffic.asked)
@@ -76,7 +78,9 @@ def test_a_zombie_writes_nothing_more(
         until(lambda: a.said("lost partitions"), fleet)
         a.send(signal.SIGSTOP)
         rejoined = a.log.read_text().count("assigned partitions") > 1  # a slow machine may be late here
-        assert rejoined or offsets(tmp_path / "a") == before
+        after = offsets(tmp_path / "a")
+        # a commit that was under way when it was stopped goes on: one partition's at most
+        assert rejoined or sum(after[p] != before[p] for p in before) <= 1
         a.send(signal.SIGCONT)
         assert not a.said("released partitions")
         until(lambda: a.log.read_text().count("assigned partitions") > 1, fleet)
