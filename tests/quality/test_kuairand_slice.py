@@ -51,7 +51,7 @@ def test_dmgin_learns_and_scores_each_row_once(data: form.Dataset, tmp_path: Pat
     assert got.num_rows == rows.num_rows
     for name in ("user_id", "item_id", "ts", "label"):
         assert got[name].to_pylist() == rows[name].to_pylist()
-    assert set(got.column_names) == {"user_id", "item_id", "ts", "label", "ctr", "ctr_raw", "seed"}
+    assert set(got.column_names) == {"user_id", "item_id", "ts", "label", "ctr", "ctr_raw", "ctr_online", "seed"}
     p = got["ctr"].to_numpy()
     assert np.isfinite(p).all() and p.min() > 0 and p.max() < 1
 
