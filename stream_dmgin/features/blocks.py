@@ -17,6 +17,7 @@ from stream_dmgin.features.bound import (
     D_UM,
     D_US,
     N_WHERE,
+    RING,
     UM_LEN,
     UM_SURFACE,
     UM_TS,
@@ -38,7 +39,6 @@ SESSION, SURFACE, ENGAGEMENT, TREND, TASTE, FATIGUE = (
 N_SESSION, N_SURFACE = len(USER_BLOCKS["session"]), len(USER_BLOCKS["surface"])
 SESSION_GAP_MS = 30 * MINUTE_MS  # a longer pause between two impressions ends a session
 LAST_WEIGHT, SURFACE_WEIGHT = 3.0, 5.0  # evidence at the user's rate, at the rate of the rings
-RING = 64
 
 
 def bits(blocks: Sequence[str]) -> int:

@@ -21,6 +21,7 @@ STATE = {
     "m_len": np.int32, "m_item": np.uint64, "m_ts": np.int64, "s_surface": np.uint8, "m_surface": np.uint8,
 }  # fmt: skip
 
+RING = 64  # entries of a user's two rings, at most
 _INPUTS, _N = len(STATE), len(STATE) + len(ALL)
 (U_EVENTS, U_IMPRESSIONS, U_GROUPS_TOTAL, U_GROUPS, UG_KEY, UG_COUNTS, UG_DWELL_SUM, UG_DWELL_MAX, UG_VALUE_SUM, UG_FIRST,
  UG_LAST, UG_LEN, UE_ITEM, UE_CLS, UE_TS, UE_DWELL, US_LEN, US_ITEM, US_CLS, US_TS, US_DWELL, UM_LEN, UM_ITEM,

@@ -18,7 +18,7 @@ from stream_dmgin.features import bound
 from stream_dmgin.features.blocks import bits
 from stream_dmgin.features.catalogue import Catalogue, unit_vector
 from stream_dmgin.features.inputs import Inputs
-from stream_dmgin.features.request_side import MAX_RING, NUMBERS, PLACE, SCRATCH, request_side
+from stream_dmgin.features.request_side import NUMBERS, PLACE, SCRATCH, request_side
 from stream_dmgin.features.scales import bucket, log_table
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.features.user_side import MAX_GROUPS, user_side
@@ -39,8 +39,8 @@ class FeatureBuilder:
     """Builds inputs for one InputSpec over given counters, catalogue and groups. One thread at a time."""
 
     def __init__(self, spec: InputSpec, catalogue: Catalogue, counters: CounterTable, groups: GroupMap) -> None:
-        if not (1 <= spec.groups <= MAX_GROUPS and spec.events >= 1 and 1 <= spec.short <= MAX_RING):
-            raise ValueError(f"{spec}: 1 to {MAX_GROUPS} groups and 1 to {MAX_RING} short events can be built")
+        if not (1 <= spec.groups <= MAX_GROUPS and spec.events >= 1 and 1 <= spec.short <= bound.RING):
+            raise ValueError(f"{spec}: 1 to {MAX_GROUPS} groups and 1 to {bound.RING} short events can be built")
         catalogue.require(spec.item_numbers)
         self.spec, self.catalogue, self.counters = spec, catalogue, counters
         self._groups = groups

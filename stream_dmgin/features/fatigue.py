@@ -1,6 +1,6 @@
 """Kernels of the block `fatigue`: impressions in vain and the lists that the user last saw, from the rings.
 
-A list is a run of impressions no more than a second apart. About 2 us a request and 0.1 us a candidate.
+A list is a run of impressions no more than a second apart. About 2 us a request and 0.2 us a candidate.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from stream_dmgin.features.bound import (
     D_UM,
     D_US,
     N_WHERE,
+    RING,
     UM_ITEM,
     UM_LEN,
     UM_TS,
@@ -36,7 +37,6 @@ from stream_dmgin.groups.map import find_group
 from stream_dmgin.native import f32, i32, i64, kernel, log, u8, u64
 
 N_FATIGUE, N_FATIGUE_USER = len(CANDIDATE_BLOCKS["fatigue"]), len(USER_BLOCKS["fatigue"])
-RING = 64
 LIST_GAP_MS = 1000
 NAMES = 4  # item, category, advertiser, group
 _TOP = np.uint64(1 << 63)

@@ -56,6 +56,7 @@ from stream_dmgin.features.bound import (
     I_U_DENSE,
     I_X_CAT,
     N_WHERE,
+    RING,
     U_EVENTS,
     U_GROUPS,
     U_GROUPS_TOTAL,
@@ -125,8 +126,7 @@ USER_WEIGHT, RING_WEIGHT, GROUP_WEIGHT, PAIR_WEIGHT = 20.0, 10.0, 5.0, 5.0
 TWO_PI = 2.0 * math.pi
 
 # A user's rings by item, category and advertiser: an open-addressing table over at most 3 x 128 entries
-MAX_RING = 64
-N_ENTRIES = N_KINDS * 2 * MAX_RING
+N_ENTRIES = N_KINDS * 2 * RING
 N_PLACES = 1024
 (R_CLICKS, R_IMPRESSIONS, R_RECENT, R_LAST_EVENT, R_LAST_IMPRESSION) = range(5)
 # A user's groups by key, and the features of those already worked out for this request
@@ -188,12 +188,12 @@ def _index_rings(w: Any, r: Any) -> Any:
     UB, US, UM = where[D_UB], where[D_US], where[D_UM]
     k = i64(where[W_CATALOGUE], (K_ADDRESSES,))
     category, advertiser = u64(k[K_CATEGORY], (k[K_CAPACITY],)), u64(k[K_ADVERTISER], (k[K_CAPACITY],))
-    s_len, m_len = min(MAX_RING, i32(where[US_LEN], (UB,))[r]), min(MAX_RING, i32(where[UM_LEN], (UB,))[r])
+    s_len, m_len = min(RING, i32(where[US_LEN], (UB,))[r]), min(RING, i32(where[UM_LEN], (UB,))[r])
     s_item, s_cls, s_ts = u64(where[US_ITEM], (UB, US)), u8(where[US_CLS], (UB, US)), i64(where[US_TS], (UB, US))
     m_item, m_ts = u64(where[UM_ITEM], (UB, UM)), i64(where[UM_TS], (UB, UM))
     values = i64(scratch + _S_VALUES, (N_ENTRIES, 5))
     i32(scratch, (N_PLACES,))[:] = 0
-    since = m_ts[r, m_len - 1] if m_len == MAX_RING else 0
+    since = m_ts[r, m_len - 1] if m_len == RING else 0
     used, recent = 0, 0
     for e in range(s_len + m_len):
         clicked = e < s_len
@@ -308,7 +308,7 @@ def _put_user(w: Any, r: Any, now: Any, global_logit: Any, user_logit: Any, ring
     if r >= 0:
         events, impressions = i64(where[U_EVENTS], (UB,))[r], i64(where[U_IMPRESSIONS], (UB,))[r]
         groups = i32(where[U_GROUPS_TOTAL], (UB,))[r]
-        s_len, m_len = min(MAX_RING, i32(where[US_LEN], (UB,))[r]), min(MAX_RING, i32(where[UM_LEN], (UB,))[r])
+        s_len, m_len = min(RING, i32(where[US_LEN], (UB,))[r]), min(RING, i32(where[UM_LEN], (UB,))[r])
     s_ts, s_cls, m_ts = i64(where[US_TS], (UB, US)), u8(where[US_CLS], (UB, US)), i64(where[UM_TS], (UB, UM))
     s_dwell = i64(where[US_DWELL], (UB, US))
     clicks_10m, clicks_1h, impressions_10m, impressions_1h, dwell, with_dwell = 0, 0, 0, 0, 0, 0

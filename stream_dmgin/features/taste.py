@@ -18,6 +18,7 @@ from stream_dmgin.features.bound import (
     D_UM,
     D_US,
     N_WHERE,
+    RING,
     UM_ITEM,
     UM_LEN,
     UM_TS,
@@ -33,7 +34,6 @@ from stream_dmgin.features.user_side import CLICK
 from stream_dmgin.native import f32, f64, i32, i64, kernel, log, u8, u64
 
 N_TASTE, N_TASTE_USER = len(CANDIDATE_BLOCKS["taste"]), len(USER_BLOCKS["taste"])
-RING = 64
 AGES, POPULARITIES = 12, 17  # classes
 _MIDDLE = POPULARITIES // 2
 _RATE = N_RATES + 1  # ctr_logit_12h among an entity's features

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rocksdict import Rdict
 
-from stream_dmgin.state import entry, layout
+from stream_dmgin.state import entry
 from stream_dmgin.state import layout as at_
 from stream_dmgin.state.hash import ADDRESS_OF_BYTES
 from stream_dmgin.state.memory import Memory
@@ -106,7 +106,7 @@ class ColdUsers:
         out = []
         rows = self._db.iter()
         for i in ids:
-            prefix = layout.ROW_DELTA + i + b"\0"
+            prefix = at_.ROW_DELTA + i + b"\0"
             mine = []
             rows.seek(prefix)
             while rows.valid() and (key := rows.key()).startswith(prefix):

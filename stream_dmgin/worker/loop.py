@@ -288,7 +288,8 @@ class Loop:
         for o in owned.values():
             if o.restoring:
                 o.remaining()
-        want = {(t, p) for t in self._topics if t == self._requests_topic for p, o in owned.items() if o.restoring}
+        asked = owned if self._answers is not None else {}
+        want = {(self._requests_topic, p) for p, o in asked.items() if o.restoring}
         stopped = self._partitions.coming | (owned.keys() if self._health.waiting else set())
         want |= {(t, p) for p in stopped for t in self._topics}
         if new := want - self._paused:

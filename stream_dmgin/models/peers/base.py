@@ -16,6 +16,7 @@ A user without any has a mask of nothing and gets zeros. Padding never changes a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -29,7 +30,7 @@ LIFE = ("h_item", "h_cls", "h_dwell", "h_hour", "h_time", "h_age", "h_size", "h_
 CELLS = 4_000_000  # so many (candidate, event) pairs are looked at at once: it bounds the memory, nothing else
 
 
-class Peer(Trunk):
+class Peer(Trunk, ABC):
     """A trunk with a module of interest: a subclass gives `interests` from the candidates and the flat sequence.
 
     `reach`: newest events it is given, its paper's usual cut-off; `vectors`: how many vectors [B,C,d] `interests` gives.
@@ -66,9 +67,9 @@ class Peer(Trunk):
         short = self.near(target, self.embed_short(x), x["s_mask"])
         return self.logits([target, short, target * short, *self.interests(target, x)], x)
 
+    @abstractmethod
     def interests(self, target: Tensor, x: Mapping[str, Tensor]) -> list[Tensor]:
         """Candidates [B,C,d] and the flat sequence -> `vectors` vectors [B,C,d]."""
-        raise NotImplementedError
 
     def embed_life(self, x: Mapping[str, Tensor]) -> Tensor:
         """Events h_* of any leading shape -> [...,d]."""
