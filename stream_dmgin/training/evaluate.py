@@ -1,8 +1,9 @@
 """The quality protocol: replay once, train on the train days, choose and calibrate on the valid days, measure on the test days.
 
 Weights are fixed on the train and valid days; the state goes on to the end. The refit track fits anew before every so many test
-days, on all that was visible by then, the valid days too; what was chosen on them stays. Calibration is given twice: as fitted on the
-valid days, and followed from hour to hour by what has become visible (`online.py`). Nothing of a test day chooses anything.
+days, on all that was visible by then, the valid days too: trees anew, networks from where they are; what was chosen stays.
+Calibration is given twice: as fitted on the valid days, and followed from hour to hour by what has become visible (`online.py`).
+Nothing of a test day chooses anything.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from stream_dmgin.training.lives import lives_of
 from stream_dmgin.training.loop import Fitted, Options, Point, predict
 from stream_dmgin.training.measure import Scored
 from stream_dmgin.training.online import NEVER, Answered, follow
-from stream_dmgin.training.refit import refit
+from stream_dmgin.training.refit import Refit, refit
 from stream_dmgin.training.rows import TrainingRows
 from stream_dmgin.training.zoo import FLOOR, MODELS, REGROUPED, Contender, Rows, fit, named
 
@@ -144,6 +145,7 @@ def evaluate_all(
         held = {m: np.full(len(row), np.nan) for m in learning}
         for m in learning:
             z[m][: len(rows.rows_of(judged))] = fitted[m].logits(rows_of[m], judged)
+        latest, seen_before = fitted, learned
         for low, high in plan.steps():
             score = np.arange(*(i - first for i in r.between(low, high)))
             mine = rows.rows_of(score) + r.first[first] - row[0]
@@ -153,7 +155,7 @@ def evaluate_all(
             for m in learning:
                 made = fitted[m]
                 if plan.refit_days:
-                    made = refit(m, taught, known[low], seeded, fitted, now)
+                    made = refit(m, Refit(taught, known[low], seen_before, latest, seeded, recipe.refit), now)
                 z[m][tested[mine]] = made.logits(rows_of[m], score)
                 if isinstance(made, Fitted) and rows.heads:
                     found = predict(made.network, rows_of[m], score)
@@ -161,6 +163,8 @@ def evaluate_all(
                     out[m].heads.append(of_heads)
                 if data.meta.gauc == "user":
                     held[m][mine] = _frozen(made, rows_of[m], score)
+            if plan.refit_days:
+                latest, seen_before = now, known[low]
         for m in learning:
             start = fitted[m].calibration
             out[m].raw[seed], out[m].calibrated[seed] = sigmoid(z[m][tested]), start.apply("ctr", z[m][tested])

@@ -31,7 +31,7 @@ from stream_dmgin.training.objective import LISTS, blend, blended, list_weight, 
 from stream_dmgin.training.options import Options, Point
 from stream_dmgin.training.parallel import ALONE, Ranks
 from stream_dmgin.training.rows import TrainingRows
-from stream_dmgin.training.start import Gradients, make_optimizer, pace, prepare
+from stream_dmgin.training.start import Gradients, make_optimizer, pace, prepare, take_over
 
 __all__ = ["Fitted", "Options", "Point", "Requests", "calibrate", "predict", "train"]
 
@@ -80,13 +80,16 @@ class Run:
 
     def __init__(
         self, config: DMGINConfig, rows: TrainingRows, requests: Requests, options: Options,
-        build: Callable[[DMGINConfig], Trunk], ranks: Ranks,
+        build: Callable[[DMGINConfig], Trunk], ranks: Ranks = ALONE, start: Trunk | None = None,
     ) -> None:  # fmt: skip
         torch.set_num_threads(1)
         torch.manual_seed(options.seed)
         self.rows, self.requests, self.options, self.ranks = rows, requests, options, ranks
         self.network = build(config)
-        prepare(self.network, rows, requests)
+        if start is None:
+            prepare(self.network, rows, requests)
+        else:
+            take_over(self.network, start, rows, requests)
         ranks.agree(self.network)
         self.mean = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = make_optimizer(self.network, options)
@@ -172,12 +175,14 @@ def train(
     ranks: Ranks = ALONE,
     checkpoint_steps: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    start: Trunk | None = None,
 ) -> Fitted:
     """Train on some requests of `rows`, choose on some of `valid` (may be the same rows).
 
     `checkpoint`: a file written after each epoch, and every `checkpoint_steps` steps (0: no more often), and resumed from if it is
     there (it must be of the same run). `report` is called after each validation, `progress(steps done, steps)` after each step;
-    `build` makes the network; `ranks`: which of several processes this is. InputError where either part has no rows of both
+    `build` makes the network, which begins with the weights of `start` where one is given; `ranks`: which of several processes this
+    is. InputError where either part has no rows of both
     classes.
     """
     for name, of, chosen in (("training", rows, train_requests), ("validation", valid, valid_requests)):
@@ -185,7 +190,7 @@ def train(
         if not (y == 1).any() or not (y == 0).any():
             raise InputError(f"the {name} days hold no rows with both labels ({len(y)} rows): choose other days")
     lists = options.lists > 0 and bool((rows["r_rows"][train_requests] > 1).any())
-    run = Run(with_lists(config) if lists else config, rows, train_requests, options, build, ranks)
+    run = Run(with_lists(config) if lists else config, rows, train_requests, options, build, ranks, start)
     who = disk.identity(options, config, train_requests, valid_requests)
     if checkpoint is not None and checkpoint.is_file():
         run.at = disk.load(checkpoint, who, run.parts)

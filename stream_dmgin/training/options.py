@@ -28,6 +28,23 @@ class Options:
     stretch: int = 1  # requests read from the folder in one piece; more for a set larger than memory (`rows.parts`)
 
 
+@dataclass(frozen=True)
+class RefitOptions:
+    """How a network goes on learning from what became visible since (`training/further.py`), beside the other options of its training.
+
+    `old`: requests it learned from before that are shown again, drawn by lot, for each new one, so that it doesn't forget them.
+    ValueError for sizes below the least.
+    """
+
+    epochs: int = 1
+    lr: float = 3e-4
+    old: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.lr <= 0 or self.old < 0:
+            raise ValueError("epochs are 1 or more, lr is above 0, old is 0 or more")
+
+
 @dataclass
 class Point:
     """One validation."""

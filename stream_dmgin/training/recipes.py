@@ -1,7 +1,7 @@
 """How each log is trained: sizes of the inputs, of the model, and of the training, chosen on valid days.
 
-A recipe is a TOML file with the tables `inputs`, `model`, `training`, `trees`, `stack` and `calibration`; what it doesn't name keeps
-its default. Those that come with the product lie in `models/recipes/`, by the name of the dataset.
+A recipe is a TOML file with the tables `inputs`, `model`, `training`, `trees`, `stack`, `calibration` and `refit`; what it doesn't
+name keeps its default. Those that come with the product lie in `models/recipes/`, by the name of the dataset.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from stream_dmgin.features.spec import BLOCKS, InputSpec
 from stream_dmgin.models.registry import search_path
 from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.training.online import OnlineOptions
-from stream_dmgin.training.options import Options
+from stream_dmgin.training.options import Options, RefitOptions
 from stream_dmgin.training.stack import StackOptions
 from stream_dmgin.training.trees import TreeOptions
 
 GENERAL = "general"
-TABLES = ("inputs", "model", "training", "trees", "stack", "calibration")
+TABLES = ("inputs", "model", "training", "trees", "stack", "calibration", "refit")
 OF_THE_LOG = ("spec", "heads", "item_numbers", "seed")  # said by the log, or for each run
 
 T = TypeVar("T")
@@ -34,13 +34,14 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Recipe:
     """Config of the model and options of the training; options of the trees on the same inputs; members of the stack; how calibration
-    follows the stream."""
+    follows the stream; how networks go on learning from it."""
 
     config: DMGINConfig
     options: Options
     trees: TreeOptions = field(default_factory=TreeOptions)
     stack: StackOptions = field(default_factory=StackOptions)
     online: OnlineOptions = field(default_factory=OnlineOptions)
+    refit: RefitOptions = field(default_factory=RefitOptions)
 
     @property
     def spec(self) -> InputSpec:
@@ -104,6 +105,7 @@ def read(path: Path, meta: Meta) -> Recipe:
     return Recipe(
         config, _made(path, "training", Options(), given), _made(path, "trees", TreeOptions(), given),
         _made(path, "stack", StackOptions(), given), _made(path, "calibration", OnlineOptions(), given),
+        _made(path, "refit", RefitOptions(), given),
     )  # fmt: skip
 
 

@@ -1,8 +1,11 @@
-"""What a run starts from: normalisation and base rates from the training rows, an optimizer, the pace of the learning rate."""
+"""What a run starts from: normalisation and base rates from the training rows, or the weights of a network that was trained before;
+an optimizer, the pace of the learning rate."""
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -33,6 +36,40 @@ def prepare(network: Trunk, rows: TrainingRows, requests: NDArray[np.int64]) -> 
             y = rows.labels("ctr" if head == LISTS else head)[take]
             rate = (float((y == 1).sum()) + 1.0) / (float((y >= 0).sum()) + 20.0)
             network.deep.bias[i] = math.log(rate / (1.0 - rate))
+
+
+OUTPUTS = ("deep.weight", "deep.bias", "wide_c.weight", "wide_u.weight")  # of the last layer: a row a head
+
+
+@torch.no_grad()
+def take_over(network: Trunk, start: Trunk, rows: TrainingRows, requests: NDArray[np.int64]) -> None:
+    """Begin with the weights of `start`, its normalisation too. A second output for the order inside lists, where `start` has none, begins
+    as `ctr` does, for lists of the usual length."""
+    state = start.state_dict()
+    if LISTS in network.config.heads and LISTS not in start.config.heads:
+        at = 1 + network.config.heads.index(LISTS)
+        for name in OUTPUTS:
+            state[name] = torch.cat([state[name][:at], state[name][:1], state[name][at:]])
+        state["deep.bias"][at] += usual_length(rows, requests)
+    network.load_state_dict(state)
+
+
+def usual_length(rows: TrainingRows, requests: NDArray[np.int64]) -> float:
+    """Mean over rows of the logarithm of their list's length: what the second output has more than `ctr`."""
+    n = rows["r_rows"][requests].astype(np.float64)
+    return float((n * np.log(np.maximum(n, 1.0))).sum() / max(1.0, n.sum()))
+
+
+@torch.no_grad()
+def rescaled(network: Trunk, by: Mapping[str, tuple[float, float]]) -> Trunk:
+    """A copy whose logit of each head named is slope * logit + offset of this one's."""
+    made = copy.deepcopy(network)
+    for i, head in enumerate(("ctr", *network.config.heads)):
+        slope, offset = by.get(head, (1.0, 0.0))
+        for layer in (made.deep, made.wide_c, made.wide_u):
+            layer.weight[i] *= slope
+        made.deep.bias[i] = made.deep.bias[i] * slope + offset
+    return made
 
 
 def make_optimizer(network: Trunk, options: Options) -> torch.optim.AdamW:

@@ -83,7 +83,7 @@ def test_each_test_row_is_scored_once_a_seed(
     )
 
 
-@pytest.mark.parametrize(("refit", "model"), [(0, "dmgin"), (0, "lightgbm"), (0, "stack"), (1, "lightgbm")])
+@pytest.mark.parametrize(("refit", "model"), [(0, "dmgin"), (0, "lightgbm"), (0, "stack"), (1, "stack")])
 def test_labels_and_feedback_of_test_days_change_no_score_of_the_first(
     data: form.Dataset, small: None, refit: int, model: str
 ) -> None:

@@ -20,7 +20,9 @@ from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.scoring.graphs import example_inputs
 from stream_dmgin.training import loop, objective
 from stream_dmgin.training.curve import plot, write_curve
+from stream_dmgin.training.further import further, with_older
 from stream_dmgin.training.metrics import auc, ece, logloss
+from stream_dmgin.training.options import RefitOptions
 from stream_dmgin.training.rows import TrainingRows
 
 SPEC = InputSpec(
@@ -266,3 +268,48 @@ def test_empty_histories_train() -> None:
     with torch.inference_mode():
         for batch in rows.batches(64):
             assert torch.isfinite(ragged.forward(fitted.network, batch.inputs)["ctr"]).all()
+
+
+@pytest.mark.parametrize("lists", [0.0, 0.5])
+def test_a_network_goes_on_from_where_it_is(lists: float) -> None:
+    rows, _ = make(blocks=30, users=80)
+    early, middle, late = rows.between(0, 10_000), rows.between(10_000, 15_000), rows.between(15_000, 30_000)
+    options = replace(OPTIONS, lists=lists, lr=5e-3)
+    before = loop.train(CONFIG, rows, early, rows, middle, options)
+    known, test = np.concatenate([early, middle]), rows.between(26_000, 30_000)
+    y = rows.labels()[rows.rows_of(test)]
+
+    def loss(model: loop.Fitted) -> float:
+        return logloss(y, model.calibration.apply("ctr", model.logits(rows, test)))
+
+    nothing = further(before, rows, known, known, options, RefitOptions())
+    assert nothing is before
+    # steps of no length: the calibrated scores stay what they were, also through the two outputs
+    still = further(before, rows, np.concatenate([known, late]), known, options, RefitOptions(lr=1e-9))
+    np.testing.assert_allclose(still.logits(rows, test), before.logits(rows, test), rtol=0, atol=2e-3)
+    some = rows.between(15_000, 26_000)
+    refit = RefitOptions(lr=3e-3, old=0.5)
+    after = further(before, rows, np.concatenate([known, some]), known, options, refit)
+    assert loss(after) < loss(before) and after.calibration == before.calibration
+    again = further(before, rows, np.concatenate([known, some]), known, options, refit)
+    np.testing.assert_array_equal(again.logits(rows, test), after.logits(rows, test))
+
+
+def test_what_is_shown_again_is_drawn_by_lot() -> None:
+    new, known = np.arange(100, 120), np.arange(100)
+    some = with_older(new, known, 1.5, seed=1)
+    assert len(some) == 50 and (np.diff(some) > 0).all() and set(new) <= set(some)
+    np.testing.assert_array_equal(with_older(new, known, 1.5, seed=1), some)
+    np.testing.assert_array_equal(with_older(new, known, 0.0, seed=1), new)
+    assert len(with_older(new, known, 9.0, seed=1)) == 120
+    with pytest.raises(ValueError, match="old is 0 or more"):
+        RefitOptions(old=-1)
+
+
+def test_a_run_may_begin_with_the_weights_of_another() -> None:
+    rows, _ = make(blocks=20, users=80)
+    learn, judge = rows.between(0, 14_000), rows.between(14_000, 20_000)
+    first = loop.train(CONFIG, rows, learn, rows, judge, OPTIONS)
+    options = replace(OPTIONS, epochs=1, lr=1e-9)
+    second = loop.train(CONFIG, rows, learn, rows, judge, options, start=first.network)
+    assert second.best.valid_logloss == pytest.approx(first.best.valid_logloss, abs=1e-4)
