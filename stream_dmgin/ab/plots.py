@@ -77,16 +77,20 @@ def intervals(rows: Mapping[str, Interval], width: int = 560) -> str:
     return _svg(width, height, parts, "Differences to the champion with 95 % intervals")
 
 
-def lines(curves: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str, width: int = 720) -> str:
-    """One line a name over points (x, y), x on a logarithmic scale, y from 0; names stand beside the ends of their lines."""
+def lines(
+    curves: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str, width: int = 720, log: bool = True
+) -> str:
+    """One line a name over points (x, y), x on a logarithmic scale or (`log` false) an even one, y from 0; names stand beside the ends of
+    their lines."""
     left, right, top, bottom, height = 64, 170, 12, 44, 420
     points = [p for curve in curves.values() for p in curve]
     xs = sorted({x for x, _ in points})
     most = max((y for _, y in points), default=0.0) or 1.0
-    span = math.log(xs[-1] / xs[0]) if len(xs) > 1 else 1.0
+    scale = math.log if log else float
+    span = scale(xs[-1]) - scale(xs[0]) if len(xs) > 1 else 1.0
 
     def at(x: float, y: float) -> tuple[float, float]:
-        along = math.log(x / xs[0]) / span
+        along = (scale(x) - scale(xs[0])) / span
         return left + along * (width - left - right), height - bottom - y / most * (height - top - bottom)
 
     parts = [f'<path d="M{left} {top}V{height - bottom}H{width - right}" fill="none" stroke="{FRAME}"/>']

@@ -45,6 +45,10 @@ class _Life(click.ParamType):
 @click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="who the users are and what they do")
 @click.option("--city", type=click.IntRange(0), default=1, show_default=True, help="seed of the shops alone")
 @click.option(
+    "--drift", type=click.FloatRange(0, 5), default=0, show_default=True,
+    help="how much the whole city changes from week to week; 1: plainly",
+)  # fmt: skip
+@click.option(
     "--life",
     type=_Life(),
     default=(100, 100_000),
@@ -93,6 +97,7 @@ def command(
     ctx: Context, events_per_s: float, requests_per_s: float, users: int, items: int, seed: int, city: int, life: tuple[int, int],
     seconds: float, candidates: int, shown: int, speed: float, start_ms: int | None, history_days: int | None, hold: Path | None,
     to_dir: Path | None, rows_days: int | None, order_delay_days: float, oracle_out: Path | None, groups_out: Path | None,
+    drift: float,
 ) -> None:  # fmt: skip
     """A city of shops and users whose click probabilities are known.
 
@@ -108,7 +113,16 @@ def command(
         if days < 1:
             raise ConfigError("--history-days", days, "give 1 or more with --to-dir")
         plan = Plan(
-            users, items, seed, city, life, START_MS if start_ms is None else start_ms, days, shown, order_delay_days
+            users,
+            items,
+            seed,
+            city,
+            life,
+            START_MS if start_ms is None else start_ms,
+            days,
+            shown,
+            order_delay_days,
+            drift,
         )
         begun = time.monotonic()
         with ctx.progress() as bar:
@@ -126,7 +140,7 @@ def command(
     days = history_days or 0
     if start_ms is None:
         start_ms = int(time.time() * 1000 - days * 86_400_000 - max(0.0, speed - 1) * seconds * 1000)
-    plan = Plan(users, items, seed, city, life, start_ms, days, shown)
+    plan = Plan(users, items, seed, city, life, start_ms, days, shown, drift=drift)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())  # what was made is still flushed
     with ctx.open_log() as log:

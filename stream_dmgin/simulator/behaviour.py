@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from stream_dmgin.simulator.city import CityArrays
 from stream_dmgin.simulator.columns import each, joined
+from stream_dmgin.simulator.drift import CLICKS, DISTANCE, FIRST_DAY, LOYALTY, PRICE, RHYTHM, TASTE
 from stream_dmgin.simulator.users import Memory, UserArrays
 
 IMPRESSION, CLICK, DWELL, CART, FAVOURITE, ORDER, SHARE, NEGATIVE = range(8)
@@ -157,14 +158,31 @@ def _candidate(u, day, x, y, plan, s, city, memory):  # type: ignore[no-untyped-
     return int(_uniform(s) * shops)
 
 
+@njit(cache=True, inline="always")
+def _between(table, a, b, j, part):  # type: ignore[no-untyped-def]
+    """Column j of a table, `part` of the way from row a to row b."""
+    return table[a, j] + part * (table[b, j] - table[a, j])
+
+
 @njit(cache=True)
 def _logit(u, i, day, hour, weekend, x, y, city, users, memory):  # type: ignore[no-untyped-def]
     """The truth: how much user u, here and now, wants to click shop i."""
     k = city.concept[i]
-    z = 1.15 * _taste(u, k, day, users) + city.rhythm[k, weekend, hour] + city.quality[i]
+    week = (day - FIRST_DAY) / 7
+    part = week - math.floor(week)
+    a, b = math.floor(week) % len(city.moods), (math.floor(week) + 1) % len(city.moods)
+    z = 1.15 * _between(city.moods, a, b, TASTE, part) * _taste(u, k, day, users)
+    z += _between(city.moods, a, b, RHYTHM, part) * city.rhythm[k, weekend, hour] + city.quality[i]
+    z += _between(city.moods, a, b, CLICKS, part) + _between(city.fashion, a, b, k, part)
     z += city.trend[i, 0] * math.sin(2 * math.pi * (day / city.trend[i, 1] + city.trend[i, 2]))
-    z -= users.lazy[u] * math.log(1 + math.hypot(city.x[i] - x, city.y[i] - y))
-    z -= users.thrift[u] * min(4.0, (city.log_price[i] - users.budget[u]) ** 2)
+    z -= (
+        _between(city.moods, a, b, DISTANCE, part)
+        * users.lazy[u]
+        * math.log(1 + math.hypot(city.x[i] - x, city.y[i] - y))
+    )
+    z -= (
+        _between(city.moods, a, b, PRICE, part) * users.thrift[u] * min(4.0, (city.log_price[i] - users.budget[u]) ** 2)
+    )
     gone = day - memory.concept_t[u, k]
     z -= 0.12 * math.log2(1 + memory.seen[u, k] * 0.5 ** (gone / SEEN_DAYS))  # satiation: seen lately, bought lately
     z -= 1.1 * min(1.0, memory.bought[u, k] * 0.5 ** (gone / BOUGHT_DAYS))
@@ -181,7 +199,8 @@ def _logit(u, i, day, hour, weekend, x, y, city, users, memory):  # type: ignore
         if memory.chain[u, w] == c
         else 0.0
     )
-    return z + users.loyal[u] * (0.8 * (1 - math.exp(-own / 1.5)) + 0.6 * (1 - math.exp(-kin / 2)))
+    loyal = _between(city.moods, a, b, LOYALTY, part) * users.loyal[u]
+    return z + loyal * (0.8 * (1 - math.exp(-own / 1.5)) + 0.6 * (1 - math.exp(-kin / 2)))
 
 
 @njit(cache=True)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_dmgin.records import Item
+from stream_dmgin.simulator.drift import moods
 from stream_dmgin.simulator.policy import policy_mix
 from stream_dmgin.simulator.words import DISTRICTS, FIRST, SECOND, STYLES, TREE
 
@@ -44,6 +45,8 @@ class CityArrays(NamedTuple):
     chain_items: NDArray[np.int32]  # [M]
     rhythm: NDArray[np.float32]  # [K,2,24] logit by concept, weekend, hour
     mix: NDArray[np.float64]  # [days,5] cumulative shares of the ad policy's sources
+    moods: NDArray[np.float32]  # [weeks,6] what counts how much in each week (`drift.py`); one week: nothing moves
+    fashion: NDArray[np.float32]  # [weeks,K] logit
     seed: np.uint64
 
 
@@ -98,8 +101,9 @@ class City:
         return out
 
 
-def build_city(shops: int = 2000, seed: int = 1) -> City:
-    """A city of `shops` shops, in about shops/10 concepts (20 to 400). The same arguments give the same city."""
+def build_city(shops: int = 2000, seed: int = 1, drift: float = 0.0) -> City:
+    """A city of `shops` shops, in about shops/10 concepts (20 to 400). `drift`: how much it changes from week to week, 1 for plainly. The
+    same arguments give the same city."""
     r = np.random.default_rng([seed, shops])
     tops, leaves, rhythms = list(TREE), [], []
     leaf_top: list[int] = []
@@ -146,7 +150,7 @@ def build_city(shops: int = 2000, seed: int = 1) -> City:
     arrays = CityArrays(
         concept, chain, x, y, log_price.astype(np.float32), quality.astype(np.float32), trend.astype(np.float32), opened,
         np.cumsum(popularity) / popularity.sum(), *_by(district, SIDE * SIDE), *_by(concept, concepts), *_by(chain, chains),
-        _rhythm(np.array(rhythms)[leaf], r), policy_mix(r), np.uint64(seed),
+        _rhythm(np.array(rhythms)[leaf], r), policy_mix(r), *moods(concepts, seed, drift), np.uint64(seed),
     )  # fmt: skip
     return City(
         arrays, top, leaf, tuple(leaves), style, tuple(f"{FIRST[a]} {SECOND[b]}" for a, b in r.integers(0, 20, (chains, 2))),

@@ -37,6 +37,7 @@ class Plan:
     days: int = 180
     shown: int = 10
     order_delay_days: float = 0.0  # mean time until an order of the history is reported
+    drift: float = 0.0  # how much the whole city changes from week to week (`drift.py`)
     strata: tuple[tuple[int, int], ...] = ()  # (events of a life, users with it), in place of `users` and `life`
 
     def blocks(self) -> list[tuple[int, tuple[int, int]]]:
@@ -66,7 +67,7 @@ class World:
 
 def build_world(plan: Plan) -> World:
     """The city with its base logit set so that fresh users click BASE_CTR of what they see. People come with `history`."""
-    city = build_city(plan.items, plan.city)
+    city = build_city(plan.items, plan.city, plan.drift)
     pilot = build_users(city, 0, 400, plan.city)
     views = b.new_views(8000, plan.shown)
     r = np.random.default_rng(plan.city)

@@ -138,7 +138,7 @@ def gaps(
     for (block, (life, _)), name in itertools.product(enumerate(trial.strata), scored):
         mine = np.flatnonzero(user // BLOCK == block)
         code = np.unique(user[mine], return_inverse=True)[1]
-        less = _interval(loss[name][mine] - loss[next(iter(scored))][mine], code, draws)
+        less = mean_over(loss[name][mine] - loss[next(iter(scored))][mine], code, draws)
         gap = float(loss[name][mine].mean()) if len(mine) else float("nan")
         found.append(Gap(name, life, int(code.max(initial=-1)) + 1, len(mine), gap, less))
     return found
@@ -150,7 +150,8 @@ def divergence(p: Floats, q: Floats) -> Floats:
     return np.asarray(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)))
 
 
-def _interval(values: Floats, code: NDArray[np.int64], draws: int) -> Interval:
+def mean_over(values: Floats, code: NDArray[np.int64], draws: int = 500) -> Interval:
+    """Mean of values [rows], with a 95 % interval of a bootstrap over the users `code` [rows] (0, 1, ...); nan without rows."""
     if not len(values):
         return Interval(float("nan"), float("nan"), float("nan"))
     total, n = np.bincount(code, values), np.bincount(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from stream_dmgin.cli.simulate import command
 from stream_dmgin.datasets import form
 from stream_dmgin.simulator import behaviour as b
+from stream_dmgin.simulator.drift import CLICKS, FASHION, MOVES, TASTE, WEEKS, moods
 from stream_dmgin.simulator.parquet import HEADS, write_history
 from stream_dmgin.simulator.users import SEASONAL, build_users, lives
 from stream_dmgin.simulator.world import Plan, build_world, history
@@ -150,3 +152,20 @@ def test_the_command_writes_parquet_and_says_what(tmp_path: Path) -> None:
     data = form.read(tmp_path / "c")
     assert said["events"] == data.events.num_rows and said["rows"] == data.rows.num_rows > 0
     assert data.rows["ts"].to_numpy().min() >= said["start_ms"] + 7 * 86_400_000
+
+
+def test_a_city_drifts_where_it_is_asked_to() -> None:
+    weights, fashion = moods(40, 1, 1.0)
+    assert weights.shape == (WEEKS, len(MOVES)) and fashion.shape == (WEEKS, 40)
+    assert fashion.std() == pytest.approx(FASHION, rel=0.1) and (weights[:, TASTE:] > 0).all()
+    steps = np.abs(np.diff(weights[:, CLICKS])).mean()
+    assert 0 < steps < 0.6 * weights[:, CLICKS].std() * np.sqrt(2)  # a week is like the one before it
+    assert np.array_equal(moods(40, 1, 1.0)[1], fashion) and not np.array_equal(moods(40, 2, 1.0)[1], fashion)
+    still, none = moods(40, 1, 0.0)
+    assert len(still) == len(none) == 1 and still[0, CLICKS] == 0 and (still[0, TASTE:] == 1).all() and not none.any()
+    plan = Plan(users=20, items=100, days=28, life=(300, 600))
+    calm, moved = (next(history(build_world(p))) for p in (plan, replace(plan, drift=1.0)))
+    assert np.array_equal(calm[1].ts, moved[1].ts) and not np.array_equal(calm[1].p, moved[1].p)
+    again = next(history(build_world(replace(plan, drift=1.0))))
+    assert np.array_equal(again[1].p, moved[1].p)
+    assert 0.04 < moved[1].p[moved[1].item >= 0].mean() < 0.25
