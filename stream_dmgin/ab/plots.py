@@ -10,6 +10,7 @@ from stream_dmgin.ab.compare import Bin
 from stream_dmgin.training.metrics import Interval
 
 COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7a4d9f", "#8a6d1b", "#444444")
+DASHES = ("none", "6 3", "2 2", "8 2 2 2")
 GREY, FRAME = "#999", "#ccc"
 
 
@@ -78,11 +79,11 @@ def intervals(rows: Mapping[str, Interval], width: int = 560) -> str:
 
 
 def lines(
-    curves: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str, width: int = 720, log: bool = True
+    curves: Mapping[str, Sequence[tuple[float, float]]], x_title: str, y_title: str, width: int = 780, log: bool = True
 ) -> str:
     """One line a name over points (x, y), x on a logarithmic scale or (`log` false) an even one, y from 0; names stand beside the ends of
     their lines."""
-    left, right, top, bottom, height = 64, 170, 12, 44, 420
+    left, right, top, bottom, height = 64, 230, 12, 44, 420
     points = [p for curve in curves.values() for p in curve]
     xs = sorted({x for x, _ in points})
     most = max((y for _, y in points), default=0.0) or 1.0
@@ -100,18 +101,31 @@ def lines(
         parts.append(_text(left - 6, at(xs[0], most * k / 4)[1] + 4, f"{most * k / 4:.3f}", "end"))
     parts.append(_text((left + width - right) / 2, height - 8, x_title, "middle"))
     parts.append(f'<g transform="rotate(-90 12 {height / 2})">{_text(12, height / 2, y_title, "middle")}</g>')
-    ends: list[float] = []
-    for colour, (name, curve) in zip(
-        _colours(len(curves)), sorted(curves.items(), key=lambda c: c[1][-1][1]), strict=True
-    ):
+    ranked = sorted(curves.items(), key=lambda c: c[1][-1][1])  # the lowest end first
+    room = (height - top - bottom) / max(1, len(ranked) - 1)
+    names = _apart([at(*curve[-1])[1] for _, curve in ranked], min(13.0, room), top)
+    for k, ((name, curve), beside) in enumerate(zip(ranked, names, strict=True)):
+        style = f'stroke="{COLOURS[k % len(COLOURS)]}" stroke-dasharray="{DASHES[k // len(COLOURS) % len(DASHES)]}"'
         placed = [at(*p) for p in curve]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{path}"/>')
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in placed]
-        y = min([placed[-1][1], *(e - 13 for e in ends[-1:])])  # lowest first: names that would overlap move up
-        ends.append(y)
-        parts.append(_text(placed[-1][0] + 8, y + 4, f"{name} {curve[-1][1]:.4f}", "start"))
+        parts.append(f'<polyline fill="none" stroke-width="1.5" {style} points="{path}"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{COLOURS[k % len(COLOURS)]}"/>' for x, y in placed]
+        x, y = placed[-1]
+        parts.append(f'<path d="M{x + 4:.1f} {y:.1f}L{x + 20:.1f} {beside:.1f}h10" fill="none" {style}/>')
+        parts.append(_text(x + 33, beside + 4, f"{name} {curve[-1][1]:.4f}", "start"))
     return _svg(width, height, parts, f"{y_title} by {x_title}")
+
+
+def _apart(places: Sequence[float], least: float, top: float) -> list[float]:
+    """Heights of names for ends at these heights (descending): moved up where they are nearer than `least`, down again at the top."""
+    found: list[float] = []
+    for y in places:
+        found.append(min([y, *(f - least for f in found[-1:])]))
+    low = top
+    for k in range(len(found) - 1, -1, -1):
+        found[k] = max(found[k], low)
+        low = found[k] + least
+    return found
 
 
 def _colours(n: int) -> list[str]:

@@ -38,6 +38,13 @@ from stream_dmgin.errors import UsageError
 )
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="how many models to train")
 @click.option(
+    "--first-seed",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="the first of them: runs of one seed each, with the same --keep, are put together by a last one",
+)
+@click.option(
     "--groups",
     "groups_file",
     type=click.Path(path_type=Path),
@@ -55,6 +62,12 @@ from stream_dmgin.errors import UsageError
     help="folder that keeps the replayed rows; used again if there",
 )
 @click.option(
+    "--keep",
+    "keep_dir",
+    type=click.Path(path_type=Path),
+    help="folder that keeps the replayed rows and what each model and seed said; only what is missing is made",
+)
+@click.option(
     "--report",
     "report_dir",
     type=click.Path(path_type=Path),
@@ -64,8 +77,8 @@ from stream_dmgin.errors import UsageError
 @common_options
 def command(
     ctx: Context, dataset: str, directory: Path, model: str, train_days: str | None, valid_days: str | None, test_days: str | None,
-    refit_days: int, seeds: int, groups_file: Path | None, blocks: str | None, rows_dir: Path | None, report_dir: Path | None,
-    scores_out: Path | None,
+    refit_days: int, seeds: int, first_seed: int, groups_file: Path | None, blocks: str | None, rows_dir: Path | None,
+    keep_dir: Path | None, report_dir: Path | None, scores_out: Path | None,
 ) -> None:  # fmt: skip
     """Train on some days of DATASET, choose on others, measure on the last; the state goes on through all of them.
 
@@ -102,8 +115,9 @@ def command(
             bar.update(task, completed=done, total=total)
 
         source, scored = protocol.evaluate_all(
-            data, plan, models, seeds, groups, say=ctx.say, progress=progress, blocks=chosen, rows_dir=rows_dir
-        )
+            data, plan, models, seeds, groups, say=ctx.say, progress=progress, blocks=chosen, rows_dir=rows_dir,
+            keep=keep_dir, first_seed=first_seed,
+        )  # fmt: skip
     measured = {m: measuring.measure(source, found) for m, found in scored.items()}
     some = scored[models[-1]]
     result: dict[str, Any] = {
@@ -114,8 +128,12 @@ def command(
     segments = {m: _segments(found, by_segment) for m, found in scored.items() if found.codes}
     if len(models) > 1:
         result["models"] = {
-            m: {"seeds": len(scored[m].raw), "metrics": measured[m], "segments": segments.get(m, [])} for m in models
-        }
+            m: {
+                "seeds": len(scored[m].raw), "seconds": _mean(scored[m].seconds), "metrics": measured[m],
+                "segments": segments.get(m, []),
+            }
+            for m in models
+        }  # fmt: skip
         result["differences"] = [
             {"model": d.model, "than": d.than, "scores": d.scores, **{k: i._asdict() for k, i in d.metrics.items()}}
             for d in measuring.differences(source, scored)
@@ -126,11 +144,16 @@ def command(
         measuring.write_scores(source, scored if len(models) > 1 else some, scores_out)
         result["scores"] = str(scores_out)
     if report_dir is not None:
-        shown = {m: found.online.get(1, found.calibrated[1]) for m, found in scored.items()}
-        whole = result if len(models) > 1 else {**result, "models": {models[0]: {"seeds": len(some.raw), **result}}}
+        shown = {m: next(iter((found.online or found.calibrated).values())) for m, found in scored.items()}
+        one = {"seeds": len(some.raw), **result, "seconds": _mean(some.seconds)}
+        whole = result if len(models) > 1 else {**result, "models": {models[0]: one}}
         line = shlex.join(["stream-dmgin", *sys.argv[1:]])
         result["report"] = write_report(report_dir, whole, some.label, shown, line)
     ctx.emit(result, lambda d: _tables(d, f"{dataset}, {len(some.row)} rows"))
+
+
+def _mean(seconds: dict[int, float]) -> float | None:
+    return sum(seconds.values()) / len(seconds) if seconds else None
 
 
 def _segments(found: Any, by_segment: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from stream_dmgin.cli.common import Context, common_options, table
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="directory for the city, lifelong.json and lifelong.svg",
+    help="directory for lifelong.md, lifelong.json and lifelong.svg, and for the city",
 )
 @click.option(
     "--model",
@@ -32,6 +34,10 @@ from stream_dmgin.cli.common import Context, common_options, table
 @click.option("--items", type=click.IntRange(50, 200_000), default=1000, show_default=True, help="shops of the city")
 @click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="who the users are and what they do")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="how many models to train")
+@click.option(
+    "--first-seed", type=click.IntRange(1), default=1, show_default=True,
+    help="the first of them: runs of one seed each, with the same --keep, are put together by a last one",
+)  # fmt: skip
 @click.option("--epochs", type=click.IntRange(1), help="[default: the city's recipe]")
 @click.option("--requests", type=click.IntRange(1), default=400, show_default=True, help="requests of a user at most")
 @click.option(
@@ -39,10 +45,16 @@ from stream_dmgin.cli.common import Context, common_options, table
     is_flag=True,
     help="hide the counters of user x candidate, which know the whole life by themselves",
 )
+@click.option(
+    "--keep",
+    "keep_dir",
+    type=click.Path(path_type=Path),
+    help="folder that keeps the city, the replayed rows and what each model and seed said; only what is missing is made",
+)
 @common_options
 def command(
-    ctx: Context, out: Path, model: str, lives: str, items: int, seed: int, seeds: int, epochs: int | None, requests: int,
-    no_pair_counters: bool,
+    ctx: Context, out: Path, model: str, lives: str, items: int, seed: int, seeds: int, first_seed: int, epochs: int | None,
+    requests: int, no_pair_counters: bool, keep_dir: Path | None,
 ) -> None:  # fmt: skip
     """Simulate users with short and long lives, train models on all of them, and measure each length by itself.
 
@@ -61,18 +73,21 @@ def command(
     out.mkdir(parents=True, exist_ok=True)
     with ctx.progress() as bar:
         task = bar.add_task("replay", total=None)
-        found = lifelong.measure(
+        found, seconds = lifelong.measure(
             trial, named(model), out, seeds, replace(options, epochs=epochs or options.epochs), say=ctx.say,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda done, total: bar.update(task, completed=done, total=total), keep=keep_dir,
+            first_seed=first_seed,
         )  # fmt: skip
     result: dict[str, Any] = {
         "seeds": seeds, "pair_counters": trial.pairs, "lives": [[*s] for s in trial.strata],
         "gaps": [{**g._asdict(), "than_first": g.than_first._asdict()} for g in found],
-        "plot": str(out / "lifelong.svg"),
+        "seconds": seconds, "plot": str(out / "lifelong.svg"), "report": str(out / "lifelong.md"),
     }  # fmt: skip
     curves: dict[str, list[tuple[float, float]]] = {}
     for g in found:
         curves.setdefault(g.model, []).append((g.life, g.gap))
     (out / "lifelong.svg").write_text(lines(curves, "events of a life", "logloss less the oracle's, nats"))
+    line = shlex.join(["stream-dmgin", *sys.argv[1:]])
+    (out / "lifelong.md").write_text(lifelong.markdown(found, seconds, line))
     (out / "lifelong.json").write_text(json.dumps(result, indent=1) + "\n")
     ctx.emit(result, lambda d: table(lifelong.by_life(found), f"gap to the oracle, nats; {d['plot']}"))

@@ -83,6 +83,11 @@ def command(
 
     log = form.read(data)
     chosen = recipes.read(recipes.find(recipe), log.meta) if recipe else recipes.of(log.meta)
+    if architecture == "stack" and set(chosen.stack.members) != set(release.STACK):
+        raise UsageError(
+            f"the recipe's stack.members are {', '.join(chosen.stack.members)}, and a worker serves {' and '.join(release.STACK)} as one: "
+            f"name these two there (`evaluate --model stack` measures any)"
+        )
     if blocks is not None:
         chosen = recipes.with_blocks(chosen, recipes.block_names(blocks))
     options = replace(chosen.options, seed=seed, epochs=epochs or chosen.options.epochs, lr=lr or chosen.options.lr)

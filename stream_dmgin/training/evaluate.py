@@ -9,8 +9,7 @@ Nothing of a test day chooses anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,45 +18,24 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stream_dmgin.datasets.form import Dataset, Meta
-from stream_dmgin.datasets.grouping import group_map, regrouped
+from stream_dmgin.datasets.grouping import group_map
 from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.models.calibration import fit_platt, sigmoid
-from stream_dmgin.models.peers import PEERS
 from stream_dmgin.models.segments import segment_codes
 from stream_dmgin.replay.rows import floor_rates, training_rows
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training import recipes
-from stream_dmgin.training.heads import head_measures, rows_as_of
-from stream_dmgin.training.lives import lives_of
-from stream_dmgin.training.loop import Fitted, Options, Point, predict
+from stream_dmgin.training.contest import Contest, Plan, Say, Span
+from stream_dmgin.training.keep import INPUTS, Keep, of_code, of_data
+from stream_dmgin.training.loop import Options
 from stream_dmgin.training.measure import Scored
 from stream_dmgin.training.online import NEVER, Answered, follow
-from stream_dmgin.training.refit import Refit, refit
 from stream_dmgin.training.rows import TrainingRows
-from stream_dmgin.training.zoo import FLOOR, MODELS, REGROUPED, Contender, Rows, fit, named
+from stream_dmgin.training.zoo import FLOOR, MODELS, named
 
-OF_THE_REQUEST = ("hour_sin", "hour_cos", "hour2_sin", "hour2_cos", "dow_sin", "dow_cos", "global_ctr_logit")
-
-Say = Callable[[str], None]
-Span = tuple[int, int]  # ms, [from, to)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is trained on, chosen on and measured on; `refit_days`: 0 for the frozen track."""
-
-    train: Span
-    valid: Span
-    test: Span
-    refit_days: int = 0
-    day_ms: int = 86_400_000
-
-    def steps(self) -> list[Span]:
-        """The test days as spans of one set of weights each: all of them, or `refit_days` each."""
-        step = self.refit_days * self.day_ms or self.test[1] - self.test[0]
-        return [(start, min(start + step, self.test[1])) for start in range(*self.test, step)]
+__all__ = ["Plan", "Say", "days", "evaluate", "evaluate_all", "label_times"]
 
 
 def days(meta: Meta, text: str, option: str) -> Span:
@@ -70,22 +48,24 @@ def days(meta: Meta, text: str, option: str) -> Span:
 
 def evaluate(
     data: Dataset, plan: Plan, model: str = "dmgin", seeds: int = 1, groups: GroupMap | None = None, options: Options | None = None,
-    say: Say = lambda text: None, progress: Callable[[int, int], None] | None = None, rows: TrainingRows | None = None,
+    say: Say = lambda text: None, progress: Callable[[int, int], None] | None = None,
 ) -> tuple[DatasetSource, Scored]:  # fmt: skip
     """Scores of the test rows by one model of the zoo, as `evaluate_all` gives them."""
-    source, scored = evaluate_all(data, plan, (model,), seeds, groups, options, say, progress, rows)
+    source, scored = evaluate_all(data, plan, (model,), seeds, groups, options, say, progress)
     return source, scored[model]
 
 
 def evaluate_all(
     data: Dataset, plan: Plan, models: Sequence[str] = MODELS, seeds: int = 1, groups: GroupMap | None = None,
     options: Options | None = None, say: Say = lambda text: None, progress: Callable[[int, int], None] | None = None,
-    rows: TrainingRows | None = None, blocks: tuple[str, ...] | None = None, rows_dir: Path | None = None,
+    blocks: tuple[str, ...] | None = None, rows_dir: Path | None = None, keep: Path | None = None, first_seed: int = 1,
+    hide: Sequence[str] = (),
 ) -> tuple[DatasetSource, dict[str, Scored]]:  # fmt: skip
     """Scores of the test rows by several models, all fitted on the rows of one replay.
 
-    `rows`: the training rows of requests from `plan.train[0]` on, where they are at hand already; `rows_dir`: a folder that keeps
-    them, read if it is there. `blocks`: optional inputs in place of the recipe's.
+    `blocks`: optional inputs in place of the recipe's. `hide`: inputs of candidates that no model is to see. `rows_dir`: a folder that
+    keeps the training rows, read if it is there. `keep`: one that keeps them and what each model said, so that only what is missing is
+    fitted (`keep.py`). Seeds are `first_seed` and those after it.
     """
     models = named(",".join(models))
     source = DatasetSource(data)
@@ -115,62 +95,41 @@ def evaluate_all(
     learning = [m for m in models if m != FLOOR]
     if not learning:
         return source, out
-    if rows is None:
-        rows = _rows(rows_dir, lambda: training_rows(source, groups, recipe.spec, first, last, seen), recipe.spec)
+    store, log = (Keep(keep, say), of_data(data)) if keep is not None else (None, "")
+
+    def replay(mapped: GroupMap) -> TrainingRows:
+        def make() -> TrainingRows:
+            return training_rows(source, mapped, recipe.spec, first, last, seen)
+
+        if store is None:
+            return make()
+        facts = {"log": log, "groups": mapped.id, "spec": asdict(recipe.spec), "first": first, "last": last}
+        return store.rows({**facts, "code": of_code(*INPUTS)}, make)
+
+    def replayed(mapped: GroupMap) -> TrainingRows:
+        return _hidden(replay(mapped), hide)
+
+    rows = _hidden(_rows(rows_dir, lambda: replay(groups), recipe.spec), hide)
     if not np.array_equal(rows["r_ts"], r.ts[first:last]):
         raise InputError(
             f"the rows {rows_dir or ''} are of other requests than these days': give another folder, or delete it"
         )
-    with_lives = any(m in PEERS for m in learning)
-    lives = lives_of(data, recipe.spec, r.user[first:last], r.at[first:last]) if with_lives else None
-    maps = {m: regrouped(m, data, groups) for m in learning if m in REGROUPED}
-    others = {m: training_rows(source, other, recipe.spec, first, last, seen) for m, other in maps.items()}
-    base = Rows(rows, lives, others)
-    rows_of = {m: base.of(m) for m in learning}
-    judged = np.arange(*(i - first for i in r.between(*plan.valid)))
-    stream = _stream(data, source, rows, judged, first, plan)
-    tested = np.flatnonzero(stream.ts >= plan.test[0])
     known = {low: _known(data, rows, r.id[first:last], low) for low, _ in plan.steps() if plan.refit_days}
+    contest = Contest(data, source, groups, plan, recipe, rows, first, known, replayed, say, store, log)
+    stream = _stream(data, source, rows, contest.between(*plan.valid), first, plan)
+    tested = np.flatnonzero(stream.ts >= plan.test[0])
     for m in learning:
         out[m].codes = {k: c[tested] for k, c in stream.codes.items()}
         out[m].surfaces = {c: s for c, s in zip(rows["x_cat"].tolist(), r.surface[first:last], strict=True) if s}
-    for seed in range(1, seeds + 1):
-        seeded = replace(options or recipe.options, seed=seed)
-        learned = np.arange(*(i - first for i in r.between(*plan.train)))
-        fitted: dict[str, Contender] = {}
-        taught = {m: rows_as_of(rows_of[m], data, int(r.first[first]), plan.test[0], seeded) for m in learning}
-        for m in learning:
-            fit(m, recipe, taught[m], learned, judged, seeded, fitted, partial(_told, say, seed))
-        z = {m: np.full(len(stream.ts), np.nan) for m in learning}
-        held = {m: np.full(len(row), np.nan) for m in learning}
-        for m in learning:
-            z[m][: len(rows.rows_of(judged))] = fitted[m].logits(rows_of[m], judged)
-        latest, seen_before = fitted, learned
-        for low, high in plan.steps():
-            score = np.arange(*(i - first for i in r.between(low, high)))
-            mine = rows.rows_of(score) + r.first[first] - row[0]
-            now: dict[str, Contender] = {}
-            if plan.refit_days:
-                taught = {m: rows_as_of(rows_of[m], data, int(r.first[first]), low, seeded) for m in learning}
-            for m in learning:
-                made = fitted[m]
-                if plan.refit_days:
-                    made = refit(m, Refit(taught, known[low], seen_before, latest, seeded, recipe.refit), now)
-                z[m][tested[mine]] = made.logits(rows_of[m], score)
-                if isinstance(made, Fitted) and rows.heads:
-                    found = predict(made.network, rows_of[m], score)
-                    of_heads = head_measures(found, made.calibration, rows_of[m], score, data.meta.gauc == "user")
-                    out[m].heads.append(of_heads)
-                if data.meta.gauc == "user":
-                    held[m][mine] = _frozen(made, rows_of[m], score)
-            if plan.refit_days:
-                latest, seen_before = now, known[low]
-        for m in learning:
-            start = fitted[m].calibration
-            out[m].raw[seed], out[m].calibrated[seed] = sigmoid(z[m][tested]), start.apply("ctr", z[m][tested])
-            out[m].online[seed] = follow(replace(stream, logit=z[m]), start, *plan.test, recipe.online)[tested]
+    for seed in range(first_seed, first_seed + seeds):
+        for m, found in contest.outcomes(learning, replace(options or recipe.options, seed=seed)).items():
+            z, start, mine = found.logits, found.calibration, out[m]
+            mine.raw[seed], mine.calibrated[seed] = sigmoid(z[tested]), start.apply("ctr", z[tested])
+            mine.online[seed] = follow(replace(stream, logit=z), start, *plan.test, recipe.online)[tested]
             if data.meta.gauc == "user":
-                out[m].frozen[seed] = held[m]
+                mine.frozen[seed] = start.apply("ctr", found.held)
+            mine.heads += found.heads
+            mine.seconds[seed] = found.seconds
     return source, out
 
 
@@ -181,6 +140,13 @@ def _rows(folder: Path | None, replay: Callable[[], TrainingRows], spec: InputSp
     if folder is not None:
         made.save(folder)
     return made
+
+
+def _hidden(rows: TrainingRows, names: Sequence[str]) -> TrainingRows:
+    """The rows with some inputs of the candidates at 0 everywhere, in memory; a folder that they lie in keeps them."""
+    if names:
+        rows["c_dense"][:, [rows.spec.candidate_features.index(n) for n in names]] = 0.0
+    return rows
 
 
 def _stream(
@@ -194,26 +160,6 @@ def _stream(
     codes = segment_codes(rows.spec, rows["c_dense"][take], rows["u_dense"][every], rows["x_cat"][every], counts)
     ts = np.repeat(rows["r_ts"][every], counts)
     return Answered(ts, np.full(len(ts), np.nan), rows.labels()[take], np.repeat(visible, counts), codes)
-
-
-def _told(say: Say, seed: int, model: str, p: Point) -> None:
-    say(
-        f"{model}, seed {seed}: epoch {p.epoch:.2f}, valid logloss {p.valid_logloss:.4f}, auc {p.valid_auc:.4f}, "
-        f"{p.seconds:.0f} s"
-    )
-
-
-def _frozen(model: Contender, rows: TrainingRows, requests: NDArray[np.int64]) -> NDArray[np.float64]:
-    held = rows["u_dense"][requests].copy()
-    _, first, back = np.unique(rows["r_key"][requests], return_index=True, return_inverse=True)
-    live = [i for i, n in enumerate(rows.spec.user_features) if n in OF_THE_REQUEST]
-    changed = held[first][back]
-    changed[:, live] = held[:, live]
-    rows["u_dense"][requests] = changed
-    try:
-        return model.calibration.apply("ctr", model.logits(rows, requests))
-    finally:
-        rows["u_dense"][requests] = held
 
 
 def _floor(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +22,13 @@ from stream_dmgin.datasets import form
 from stream_dmgin.errors import UsageError
 from stream_dmgin.features.spec import PAIR_FEATURES
 from stream_dmgin.groups.map import GroupMap
-from stream_dmgin.replay.rows import training_rows
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.simulator.parquet import write_history
 from stream_dmgin.simulator.users import BLOCK
 from stream_dmgin.simulator.world import DAY_MS, Plan
-from stream_dmgin.training import recipes
 from stream_dmgin.training.evaluate import Plan as Days
 from stream_dmgin.training.evaluate import Say, evaluate_all
+from stream_dmgin.training.keep import CITY, Keep, of_code
 from stream_dmgin.training.loop import Options
 from stream_dmgin.training.measure import Scored
 from stream_dmgin.training.metrics import Interval
@@ -58,7 +57,7 @@ class Trial:
 
 
 class Gap(NamedTuple):
-    """A model in one stratum: its gap to the oracle in nats (mean over seeds), and what it has less than the first model's."""
+    """A model in one stratum: its gap to the oracle in nats (mean over seeds), and how far that is above the first model's."""
 
     model: str
     life: int
@@ -85,29 +84,39 @@ def strata(text: str) -> tuple[tuple[int, int], ...]:
 
 def measure(
     trial: Trial, models: Sequence[str], out: Path, seeds: int = 1, options: Options | None = None, draws: int = 500,
-    say: Say = lambda text: None, progress: Callable[[int, int], None] | None = None,
-) -> list[Gap]:  # fmt: skip
-    """Simulate into `out`/city, train, and compare; strata in order, models in the order given."""
+    say: Say = lambda text: None, progress: Callable[[int, int], None] | None = None, keep: Path | None = None,
+    first_seed: int = 1,
+) -> tuple[list[Gap], dict[str, float]]:  # fmt: skip
+    """Simulate, train, and compare; strata in order, models in the order given. Also the seconds of CPU that a seed of each model took.
+
+    The city is written to `out`/city, or to the folder `keep`, which keeps the replayed rows and what each model said, too, so that only
+    what is missing is made (`keep.py`).
+    """
     plan = Plan(items=trial.items, seed=trial.seed, days=trial.days, strata=trial.strata)
     labelled = trial.train_days + trial.valid_days + trial.test_days
     if not 0 < labelled <= trial.days:
         raise UsageError(f"{labelled} days of training and measuring don't fit into {trial.days} simulated days")
-    city = out / "city"
-    counts = write_history(plan, city, labelled)
-    say(f"{counts['events']} events of {counts['users']} users")
+
+    def simulate(city: Path) -> None:
+        counts = write_history(plan, city, labelled)
+        say(f"{counts['events']} events of {counts['users']} users")
+
+    if keep is None:
+        city = out / "city"
+        simulate(city)
+    else:
+        facts = {"plan": asdict(plan), "labelled": labelled, "code": of_code(*CITY)}
+        city = Keep(keep, say).folder("city", facts, simulate)
     data, truth = _sampled(form.read(city), pq.read_table(city / "oracle.parquet"), trial)
     end = plan.start_ms + trial.days * DAY_MS
     test, valid = end - trial.test_days * DAY_MS, end - (trial.test_days + trial.valid_days) * DAY_MS
     days = Days((end - labelled * DAY_MS, valid), (valid, test), (test, end + DAY_MS))
-    groups = GroupMap.from_csv(city / "groups.csv")
-    rows = None
-    if not trial.pairs:
-        source = DatasetSource(data)
-        spec = recipes.of(data.meta).spec
-        rows = training_rows(source, groups, spec, *source.requests.between(days.train[0], days.test[1]))
-        rows["c_dense"][:, [spec.candidate_features.index(n) for n in OF_THE_PAIR]] = 0.0
-    source, scored = evaluate_all(data, days, models, seeds, groups, options, say, progress, rows)
-    return gaps(source, scored, truth, trial, draws)
+    source, scored = evaluate_all(
+        data, days, models, seeds, GroupMap.from_csv(city / "groups.csv"), options, say, progress, keep=keep, first_seed=first_seed,
+        hide=() if trial.pairs else OF_THE_PAIR,
+    )  # fmt: skip
+    seconds = {m: float(np.mean([*s.seconds.values()])) for m, s in scored.items() if s.seconds}
+    return gaps(source, scored, truth, trial, draws), seconds
 
 
 def _sampled(data: form.Dataset, oracle: pa.Table, trial: Trial) -> tuple[form.Dataset, Floats]:
@@ -165,6 +174,40 @@ def by_life(found: Sequence[Gap]) -> list[dict[str, Any]]:
     """One line a model, one column a length of life."""
     out: dict[str, dict[str, Any]] = {}
     for g in found:
-        sure = "*" if g.than_first.low > 0 or g.than_first.high < 0 else ""
+        sure = "*" if _sure(g.than_first) else ""
         out.setdefault(g.model, {"model": g.model})[f"{g.life} events"] = f"{g.gap:.4f}{sure}"
     return list(out.values())
+
+
+def markdown(found: Sequence[Gap], seconds: Mapping[str, float], command: str) -> str:
+    """Two tables: the gaps, and how far each model is above the first in each length of life, with its interval."""
+    lives = list(dict.fromkeys(g.life for g in found))
+    at = {(g.model, g.life): g for g in found}
+    models = list(dict.fromkeys(g.model for g in found))
+    head, rule = " | ".join(f"{n:,} events" for n in lives), "---|" * len(lives)
+    some = ", ".join(f"{at[models[0], n].users:,} with {n:,} ({at[models[0], n].rows:,} rows)" for n in lives)
+    lines = [
+        "# Gap to the oracle by length of life",
+        "",
+        f"    {command}",
+        "",
+        f"Users by events of a life: {some}.",
+        "",
+    ]
+    lines += [
+        "Expected logloss less the oracle's, nats; * a 95 % interval of the difference to the first that excludes zero.",
+        "",
+    ]
+    lines += [f"| model | {head} | s of CPU a seed |", f"|---|{rule}---|"]
+    for m in models:
+        each = " | ".join(f"{at[m, n].gap:.4f}{'*' if _sure(at[m, n].than_first) else ''}" for n in lives)
+        lines.append(f"| {m} | {each} | {f'{seconds[m]:.0f}' if m in seconds else ''} |")
+    lines += ["", f"| above {models[0]} | {head} |", f"|---|{rule}"]
+    for m in models[1:]:
+        less = (at[m, n].than_first for n in lives)
+        lines.append(f"| {m} | {' | '.join(f'{i.diff:+.4f} [{i.low:+.4f}, {i.high:+.4f}]' for i in less)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _sure(i: Interval) -> bool:
+    return i.low > 0 or i.high < 0

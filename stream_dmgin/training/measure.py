@@ -36,6 +36,7 @@ class Scored:
     heads: list[dict[str, Any]] = field(
         default_factory=list
     )  # of a network, a fit and seed each: metrics of every head
+    seconds: dict[int, float] = field(default_factory=dict)  # of CPU for fitting and scoring, per seed
 
 
 class Difference(NamedTuple):

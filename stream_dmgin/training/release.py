@@ -30,6 +30,7 @@ from stream_dmgin.training.served import of_both, of_network, of_trees
 from stream_dmgin.training.trees import TreeOptions
 
 Span = tuple[int, int]  # ms, [from, to)
+STACK = ("dmgin", "lightgbm")  # what serves as one model
 
 
 @dataclass(frozen=True)

@@ -80,15 +80,17 @@ def markdown(result: Mapping[str, Any], command: str) -> str:
         f"# {result['dataset']}, {result['track']} track", "",
         f"{result['rows']:,} test rows, {result['clicks']:,} clicks.", "", f"    {command}", "",
         f"ECE of exactly true probabilities: {floor['low']:.4f} to {floor['high']:.4f} (5 to 95 %).", "",
-        "| model | seeds | calibration | AUC (sd) | GAUC | GAUC, plain mean | logloss (sd) | ECE |", "|---|---|---|---|---|---|---|---|",
+        "| model | seeds | calibration | AUC (sd) | GAUC | GAUC, plain mean | logloss (sd) | ECE | s of CPU a seed |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, m in models.items():
         for kind in ("raw", "calibrated", "online"):
             if kind in m["metrics"]:
                 x, sd = m["metrics"][kind], m["metrics"][f"{kind}_sd"]
+                seconds = f"{m['seconds']:.0f}" if m.get("seconds") is not None else ""
                 lines.append(
                     f"| {name} | {m['seeds']} | {kind} | {x['auc']:.4f} ({sd['auc']:.4f}) | {x['gauc']:.4f} | {x['gauc_mean']:.4f} | "
-                    f"{x['logloss']:.4f} ({sd['logloss']:.4f}) | {x['ece']:.4f} |"
+                    f"{x['logloss']:.4f} ({sd['logloss']:.4f}) | {x['ece']:.4f} | {seconds} |"
                 )
     if result.get("differences"):
         lines += ["", "| difference | scores | of | 95 % interval |", "|---|---|---|---|"]

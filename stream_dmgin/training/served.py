@@ -15,7 +15,7 @@ from stream_dmgin.models.trunk import DMGINConfig, Trunk
 from stream_dmgin.training.loop import Fitted, Point, Requests, predict
 from stream_dmgin.training.parallel import ALONE, Ranks
 from stream_dmgin.training.rows import TrainingRows
-from stream_dmgin.training.stack import fit_stack
+from stream_dmgin.training.stack import weigh
 from stream_dmgin.training.trees import TreeOptions, Trees, forest_logits, train_trees
 
 Logits = dict[str, NDArray[np.floating]]  # by head, of all rows; nan where not asked for
@@ -78,12 +78,12 @@ def of_both(
 
 def stacked(fitted: Fitted, trees: Trees, rows: TrainingRows, judge: Requests) -> Served:
     """Both as one: the members' calibrations and weights go into the leaves and the network's weight."""
-    stack = fit_stack([fitted, trees], rows, judge)
-    w, v = stack.weights
     a, b = fitted.calibration.platt["ctr"]
     slope, offset = trees.calibration.platt["ctr"]
+    both = (a * fitted.logits(rows, judge).astype(np.float64) + b, slope * trees.logits(rows, judge) + offset)
+    (w, v), platt = weigh(np.stack(both, 1), rows.labels()[rows.rows_of(judge)])
     forest = joined([(trees.forest, v * slope)], v * offset + w * b)
-    calibration = Calibration({**fitted.calibration.platt, "ctr": stack.calibration.platt["ctr"]})
+    calibration = Calibration({**fitted.calibration.platt, "ctr": platt})
     # a weight of 0 would leave the further heads without their network
     weight = w * a or (1e-9 if fitted.network.config.heads else 0.0)
     return replace(of_network(fitted), calibration=calibration, forest=forest, network_weight=weight)

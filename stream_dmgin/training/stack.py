@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_dmgin.models.calibration import Calibration, fit_platt
-from stream_dmgin.training.rows import TrainingRows
+from stream_dmgin.models.calibration import fit_platt
+from stream_dmgin.training.outcome import Outcome
 
 Floats = NDArray[np.float64]
 RIDGE = 30.0  # pulls the weights to equal shares: as strong as some hundred rows, so that few valid rows don't choose at will
@@ -18,55 +17,25 @@ RIDGE = 30.0  # pulls the weights to equal shares: as strong as some hundred row
 
 @dataclass(frozen=True)
 class StackOptions:
-    """Names of the members, of those that `evaluate --model` knows."""
+    """Names of the members, of those that `evaluate --model` knows and learn something. Served are the network and trees alone."""
 
     members: tuple[str, ...] = ("dmgin", "lightgbm")
 
 
-class Member(Protocol):
-    """A fitted model of the stack."""
-
-    @property
-    def calibration(self) -> Calibration:
-        """Platt parameters of `ctr`, fitted on the valid rows."""
-        ...
-
-    def logits(self, rows: TrainingRows, requests: NDArray[np.int64]) -> NDArray[np.floating]:
-        """Raw logits of the rows of these requests, in the order of `rows.rows_of`."""
-        ...
+def weigh(logits: Floats, labels: NDArray[np.integer]) -> tuple[Floats, tuple[float, float]]:
+    """(weights of the members, slope and offset of their sum) for calibrated logits [rows, members] of rows that no member learned
+    from; rows whose label is unknown (-1) don't count."""
+    known = labels >= 0
+    weights = stack_weights(logits[known], labels[known])
+    return weights, fit_platt(logits[known] @ weights, labels[known])
 
 
-@dataclass(frozen=True)
-class Stack:
-    """`weights` of the members' calibrated logits, none below 0."""
-
-    members: tuple[Member, ...]
-    weights: tuple[float, ...]
-    calibration: Calibration
-
-    def logits(self, rows: TrainingRows, requests: NDArray[np.int64]) -> Floats:
-        """The weighted sum for the rows of these requests."""
-        total: Floats = np.zeros(len(rows.rows_of(requests)))
-        for m, w in zip(self.members, self.weights, strict=True):
-            if w > 0:
-                total += w * straight(m, rows, requests)
-        return total
-
-
-def straight(model: Member, rows: TrainingRows, requests: NDArray[np.int64]) -> Floats:
-    """Calibrated logits."""
-    slope, offset = model.calibration.platt["ctr"]
-    return slope * model.logits(rows, requests).astype(np.float64) + offset
-
-
-def fit_stack(members: Sequence[Member], rows: TrainingRows, judge: NDArray[np.int64]) -> Stack:
-    """Weights and calibration from the known rows of these requests, which no member learned from."""
-    y = rows.labels()[rows.rows_of(judge)]
-    known = y >= 0
-    z = np.stack([straight(m, rows, judge)[known] for m in members], 1)
-    weights = stack_weights(z, y[known])
-    platt = fit_platt(z @ weights, y[known])
-    return Stack(tuple(members), tuple(float(w) for w in weights), Calibration({"ctr": platt}))
+def stacked(members: Sequence[Outcome], labels: NDArray[np.integer]) -> Outcome:
+    """What the stack of these members says; `labels` of the valid rows, which come first in an outcome's logits."""
+    straight = np.stack([m.straight(m.logits) for m in members], 1)
+    held = np.stack([m.straight(m.held) for m in members], 1)
+    weights, platt = weigh(straight[: len(labels)], labels)
+    return Outcome(straight @ weights, held @ weights, platt, [], sum(m.seconds for m in members))
 
 
 def stack_weights(z: Floats, labels: NDArray[np.integer], ridge: float = RIDGE) -> Floats:

@@ -15,8 +15,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -31,7 +31,6 @@ from stream_dmgin.training.lives import LifeRows, Lives, strip
 from stream_dmgin.training.loop import Fitted, Options, Point, Requests, train
 from stream_dmgin.training.recipes import Recipe
 from stream_dmgin.training.rows import TrainingRows
-from stream_dmgin.training.stack import fit_stack
 from stream_dmgin.training.trees import train_trees
 
 FLOOR = "item-ctr"
@@ -56,25 +55,6 @@ def named(text: str) -> tuple[str, ...]:
                 f"--model {name!r} is not known: choose of {', '.join((*KNOWN, *WORDS))}, or several with commas"
             )
     return tuple(dict.fromkeys(wanted))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What the models of one comparison are fitted on: the rows of one replay, each user's flat sequence where a peer needs it, and the
-    rows of a further replay for each other group map.
-    """
-
-    plain: TrainingRows
-    lives: Lives | None = None
-    regrouped: Mapping[str, TrainingRows] = field(default_factory=dict)
-
-    def of(self, model: str) -> TrainingRows:
-        """The rows of a model: the same requests and labels for all."""
-        if model in PEERS:
-            if self.lives is None:
-                raise UsageError(f"{model} reads the flat sequence of each user, and there is none here")
-            return LifeRows(self.plain, self.lives, PEERS[model].reach, PEERS[model].clustered)
-        return self.regrouped.get(model, self.plain)
 
 
 class Contender(Protocol):
@@ -107,29 +87,23 @@ class Bare:
 
 
 def fit(
-    name: str, recipe: Recipe, rows: TrainingRows, learn: Requests, judge: Requests, options: Options,
-    fitted: MutableMapping[str, Contender], report: Report,
+    name: str, recipe: Recipe, rows: TrainingRows, learn: Requests, judge: Requests, options: Options, report: Report
 ) -> Contender:  # fmt: skip
-    """Fit a model of KNOWN (not the floor) on its rows (`Rows.of`). `fitted` holds what was fitted on these requests before, and gets
-    the model too."""
-    if name in fitted:
-        return fitted[name]
-    made: Contender
+    """Fit a model of KNOWN (neither the floor nor a stack) on its rows."""
+    if name == "lightgbm":
+        trees = replace(recipe.trees, seed=options.seed)
+        return train_trees(rows, learn, judge, trees, report=lambda p: report(name, p))
     if name == "no-interest":
         bare = without_interests(rows)
-        made = Bare(train(recipe.config, bare, learn, bare, judge, options, report=lambda p: report(name, p)))
-    elif name in PEERS or name in ABLATIONS:
-        config = replace(recipe.config, off=(WITHOUT[name],)) if name in WITHOUT else recipe.config
-        build = PEERS.get(name, DMGIN)
-        made = train(config, rows, learn, rows, judge, options, report=lambda p: report(name, p), build=build)
-    elif name == "lightgbm":
-        trees = replace(recipe.trees, seed=options.seed)
-        made = train_trees(rows, learn, judge, trees, report=lambda p: report(name, p))
-    else:
-        members = [fit(m, recipe, rows, learn, judge, options, fitted, report) for m in recipe.stack.members]
-        made = fit_stack(members, rows, judge)
-    fitted[name] = made
-    return made
+        return Bare(train(recipe.config, bare, learn, bare, judge, options, report=lambda p: report(name, p)))
+    config = replace(recipe.config, off=(WITHOUT[name],)) if name in WITHOUT else recipe.config
+    build = PEERS.get(name, DMGIN)
+    return train(config, rows, learn, rows, judge, options, report=lambda p: report(name, p), build=build)
+
+
+def life_rows(peer: str, rows: TrainingRows, lives: Lives) -> TrainingRows:
+    """The rows with each user's flat sequence, as far back as this peer looks."""
+    return LifeRows(rows, lives, PEERS[peer].reach, PEERS[peer].clustered)
 
 
 def without_interests(rows: TrainingRows) -> TrainingRows:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +72,13 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
 def test_lines() -> None:
     svg = lines({"a<b": [(100, 0.02), (1000, 0.01)], "c": [(100, 0.03), (1000, 0.0101)]}, "x", "y")
     assert "a&lt;b 0.0100" in svg and svg.count("<polyline") == 2 and svg.count("<circle") == 4
+
+
+def test_many_lines_stay_apart() -> None:
+    svg = lines({f"m{k}": [(100, 0.03), (1000, 0.02 + k * 1e-4)] for k in range(24)}, "x", "y")
+    at = sorted(float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="start"', svg))
+    assert len(at) == 24 and min(b - a for a, b in itertools.pairwise(at)) > 11 and at[0] > 0 and at[-1] < 420
+    assert (
+        len(set(re.findall(r'polyline fill="none" stroke-width="1.5" (stroke="\S+" stroke-dasharray="[^"]+")', svg)))
+        == 24
+    )

@@ -19,35 +19,20 @@ from stream_dmgin.training import recipes, report
 from stream_dmgin.training.online import NEVER
 from stream_dmgin.training.report import by_segment, write_report
 from stream_dmgin.training.zoo import MODELS, PEERS, named
-from tests.logs import T0, dataset
+from tests.contests import plan, short_log, smaller
+from tests.logs import T0
 
 HOUR = 3_600_000
 
 
 @pytest.fixture(scope="module")
 def data() -> form.Dataset:
-    made = dataset(600)
-    made.meta.day_ms = 20_000  # short days, so that a small log has ten
-    return made
+    return short_log()
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    of = recipes.of
-
-    def smaller(meta: form.Meta) -> recipes.Recipe:
-        r = of(meta)
-        spec = replace(r.spec, groups=4, events=4, short=4, item_buckets=64, category_buckets=8, advertiser_buckets=8)
-        config = replace(r.config, spec=spec, width=16, item_width=8, hidden=(16, 8))
-        trees = replace(r.trees, rows_a_leaf=5, rounds=20, lr=0.1, feature_fraction=0.5)
-        return replace(r, config=config, options=replace(r.options, epochs=1, batch=128), trees=trees)
-
-    monkeypatch.setattr(recipes, "of", smaller)
-
-
-def plan(data: form.Dataset, refit: int = 0) -> protocol.Plan:
-    spans = (protocol.days(data.meta, d, "--days") for d in ("1-5", "6-7", "8-9"))
-    return protocol.Plan(*spans, refit, data.meta.day_ms)
+    monkeypatch.setattr(recipes, "of", smaller(recipes.of))
 
 
 def test_days() -> None:

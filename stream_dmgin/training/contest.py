@@ -1,0 +1,182 @@
+"""One comparison: the requests to learn from, to choose on and to be judged by, and what each model of the zoo says of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_dmgin.datasets.form import Dataset
+from stream_dmgin.datasets.grouping import regrouped
+from stream_dmgin.errors import InputError
+from stream_dmgin.groups.map import GroupMap
+from stream_dmgin.models.peers import PEERS
+from stream_dmgin.replay.source import DatasetSource
+from stream_dmgin.training import keep as kept
+from stream_dmgin.training.heads import head_measures, rows_as_of
+from stream_dmgin.training.keep import Keep
+from stream_dmgin.training.lives import Lives, lives_of
+from stream_dmgin.training.loop import Fitted, Options, Point, predict
+from stream_dmgin.training.outcome import Outcome
+from stream_dmgin.training.recipes import Recipe
+from stream_dmgin.training.refit import Refit, refit
+from stream_dmgin.training.rows import TrainingRows
+from stream_dmgin.training.stack import stacked
+from stream_dmgin.training.zoo import FLOOR, KNOWN, REGROUPED, Contender, fit, life_rows
+
+OF_THE_REQUEST = ("hour_sin", "hour_cos", "hour2_sin", "hour2_cos", "dow_sin", "dow_cos", "global_ctr_logit")
+
+Say = Callable[[str], None]
+Requests = NDArray[np.int64]
+Span = tuple[int, int]  # ms, [from, to)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained on, chosen on and measured on; `refit_days`: 0 for the frozen track."""
+
+    train: Span
+    valid: Span
+    test: Span
+    refit_days: int = 0
+    day_ms: int = 86_400_000
+
+    def steps(self) -> list[Span]:
+        """The test days as spans of one set of weights each: all of them, or `refit_days` each."""
+        step = self.refit_days * self.day_ms or self.test[1] - self.test[0]
+        return [(start, min(start + step, self.test[1])) for start in range(*self.test, step)]
+
+
+@dataclass
+class Contest:
+    """Requests of a replay from `plan.train[0]` on, number 0 of `rows` being number `first` of the source.
+
+    `replayed`: the rows under another group map; `known`: for each step of the refit track the requests to learn from by then.
+    """
+
+    data: Dataset
+    source: DatasetSource
+    groups: GroupMap
+    plan: Plan
+    recipe: Recipe
+    rows: TrainingRows
+    first: int
+    known: Mapping[int, Requests]
+    replayed: Callable[[GroupMap], TrainingRows]
+    say: Say
+    keep: Keep | None = None
+    log: str = ""  # digest of the data, where something is kept
+
+    def __post_init__(self) -> None:
+        self._others: dict[str, TrainingRows] = {}
+
+    def between(self, low: int, high: int) -> Requests:
+        """Numbers of the requests of a span, counted from `first`."""
+        return np.arange(*(i - self.first for i in self.source.requests.between(low, high)))
+
+    def outcomes(self, models: Sequence[str], options: Options) -> dict[str, Outcome]:
+        """What each of the models says, fitted with the seed of the options; members of a stack are fitted once for all."""
+        found: dict[str, Outcome] = {}
+
+        def outcome(model: str) -> Outcome:
+            if model not in found:
+                found[model] = self._stack(outcome) if model == "stack" else self._kept(model, options)
+            return found[model]
+
+        return {m: outcome(m) for m in models}
+
+    def _stack(self, outcome: Callable[[str], Outcome]) -> Outcome:
+        members = self.recipe.stack.members
+        wrong = [m for m in members if m not in KNOWN or m in (FLOOR, "stack")]
+        if wrong or not members:
+            raise InputError(
+                f"stack.members of the recipe can't be {list(members)}: name models that learn, of {', '.join(KNOWN)}"
+            )
+        valid = self.rows.labels()[self.rows.rows_of(self.between(*self.plan.valid))]
+        return stacked([outcome(m) for m in members], valid)
+
+    def _kept(self, model: str, options: Options) -> Outcome:
+        if self.keep is None:
+            return self.outcome(model, options)
+        return self.keep.outcome(model, options.seed, self._facts(model, options), lambda: self.outcome(model, options))
+
+    def _facts(self, model: str, options: Options) -> dict[str, Any]:
+        """All that decides what a model says."""
+        recipe = asdict(replace(self.recipe, options=options))
+        used = {"trees"} if model == "lightgbm" else set(recipe) - {"trees", "stack", "online"}
+        used -= set() if self.plan.refit_days else {"refit"}
+        groups = regrouped(model, self.data, self.groups).id if model in REGROUPED else None
+        return {
+            "model": model, "seed": options.seed, "plan": asdict(self.plan), "recipe": {k: recipe[k] for k in sorted(used)},
+            "groups": groups, "log": self.log, "rows": self._of_rows, "code": kept.of_code(*kept.MODELS),
+        }  # fmt: skip
+
+    @cached_property
+    def _of_rows(self) -> str:
+        return kept.of_rows(self.rows)
+
+    @cached_property
+    def lives(self) -> Lives:
+        """Each user's flat sequence."""
+        r, span = self.source.requests, slice(self.first, self.first + self.rows.requests)
+        return lives_of(self.data, self.recipe.spec, r.user[span], r.at[span])
+
+    def rows_of(self, model: str) -> TrainingRows:
+        """The rows of a model: the same requests and labels for all, with the flat sequence or under another map where it wants that."""
+        if model in PEERS:
+            return life_rows(model, self.rows, self.lives)
+        if model not in REGROUPED:
+            return self.rows
+        if model not in self._others:
+            self._others[model] = self.replayed(regrouped(model, self.data, self.groups))
+        return self._others[model]
+
+    def outcome(self, model: str, options: Options) -> Outcome:
+        """Fit a model that is no stack, and score the valid and test rows; on the refit track with the weights of each step."""
+        rows, plan = self.rows_of(model), self.plan
+        started = time.process_time()
+        at = int(self.source.requests.first[self.first])
+        judged, by_user = self.between(*plan.valid), self.data.meta.gauc == "user"
+        taught = rows_as_of(rows, self.data, at, plan.test[0], options)
+        told = partial(_told, self.say, options.seed)
+        fitted = fit(model, self.recipe, taught, self.between(*plan.train), judged, options, told)
+        z, held, heads = [np.asarray(fitted.logits(rows, judged), np.float64)], [], []
+        made, learned = fitted, self.between(*plan.train)
+        for low, high in plan.steps():
+            score = self.between(low, high)
+            if plan.refit_days:
+                taught, new = rows_as_of(rows, self.data, at, low, options), self.known[low]
+                made, learned = refit(made, Refit(taught, new, learned, options, self.recipe.refit)), new
+            z.append(np.asarray(made.logits(rows, score), np.float64))
+            held.append(_held(made, rows, score) if by_user else np.full(len(z[-1]), np.nan))
+            if isinstance(made, Fitted) and rows.heads:
+                found = predict(made.network, rows, score)
+                heads.append(head_measures(found, made.calibration, rows, score, by_user))
+        slope, offset = fitted.calibration.platt["ctr"]
+        return Outcome(np.concatenate(z), np.concatenate(held), (slope, offset), heads, time.process_time() - started)
+
+
+def _told(say: Say, seed: int, model: str, p: Point) -> None:
+    say(
+        f"{model}, seed {seed}: epoch {p.epoch:.2f}, valid logloss {p.valid_logloss:.4f}, auc {p.valid_auc:.4f}, "
+        f"{p.seconds:.0f} s"
+    )
+
+
+def _held(model: Contender, rows: TrainingRows, requests: Requests) -> NDArray[np.float64]:
+    """Raw logits with the user-only inputs as at the user's first of these requests."""
+    held = rows["u_dense"][requests].copy()
+    _, first, back = np.unique(rows["r_key"][requests], return_index=True, return_inverse=True)
+    live = [i for i, n in enumerate(rows.spec.user_features) if n in OF_THE_REQUEST]
+    changed = held[first][back]
+    changed[:, live] = held[:, live]
+    rows["u_dense"][requests] = changed
+    try:
+        return np.asarray(model.logits(rows, requests), np.float64)
+    finally:
+        rows["u_dense"][requests] = held
