@@ -94,6 +94,8 @@ SETTINGS = (
     Setting("worker.ordered_step_ms", int, 0,
             "worker --ordered: so far the shared counters may be behind a request, ms of record time; 0: not at all, some ms a request",
             lambda v: v >= 0, "give 0 or more milliseconds"),
+    Setting("worker.online", bool, False,
+            "learn the model behind the inputs `online` even while no model reads them: 20 MiB, and a lesson an event"),
     Setting("worker.groups", str, "", "group map: CSV with item_id,group, or a map built by `groups build`"),
     Setting("worker.model", str, "demo", "model id, or the directory of one"),
     Setting("worker.http", str, "127.0.0.1:8088", "health and metrics: HOST:PORT, or off", _http_ok, "give HOST:PORT, or off"),

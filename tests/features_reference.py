@@ -8,6 +8,7 @@ from collections import defaultdict
 from typing import Any
 
 import xxhash
+from online_reference import Online, age_class, ratio
 
 from stream_dmgin.features import spec as names
 
@@ -24,6 +25,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.counts: dict[tuple[str, int], dict[tuple[int, str], int]] = defaultdict(lambda: defaultdict(int))
+        self.online = Online()
         self.known: dict[tuple, Any] = {}  # answers since the last increment: only to keep the tests short
 
     def add(self, kind: str, name: int, bucket: int, metric: str, count: int) -> None:
@@ -319,6 +321,8 @@ class World:
             rate = smooth(sum(t >= since for t in mine), seen, ring_logit, 5) - ring_logit
             return [len(mine), seen, rate if seen or any(of(i) == name for i, *_ in events) else 0.0]
 
+        number = 1 + h64(surface) % 31 if surface else 0
+        rings = self.rings(a, b, events, impressions)
         dense, group_index = [], []
         for item in candidates:
             row: list[float] = []
@@ -365,6 +369,8 @@ class World:
                 row += self.taste(item, now, in_ring, impressions)
             if "fatigue" in s.blocks:
                 row += self.fatigue(item, now, events, impressions)
+            if "online" in s.blocks:
+                row += self.online(item, now, number, rings)
             dense.append(row)
         dwells = [d for *_, d in events if d >= 0]
         ages, shown_ages = [now - t for _, t in in_ring], [now - t for _, t in impressions]
@@ -388,6 +394,14 @@ class World:
             user += self.tastes(now, in_ring, impressions)
         if "fatigue" in s.blocks:
             user += self.lists_seen(now, in_ring, impressions)
+        if "online" in s.blocks:
+            near = [
+                lambda t, _: now - t < HOUR,
+                lambda t, _: now - t < DAY,
+                lambda t, _: True,
+                lambda _, at: at == number,
+            ]
+            user += [self.online_ratio(rings, lambda i, t, at, f=f: f(t, at)) for f in near]
         return {
             "c_item": [self.triple(i) for i in candidates], "c_id": [i % 2**31 for i in candidates], "c_group": group_index,
             "c_dense": dense, "g_age": [log2_minutes(now - int(a.g_last[b, g])) for g in range(n)],
@@ -429,6 +443,33 @@ class World:
             smooth(sum(t >= since for t in clicks), len(here), ring_logit, 5) - ring_logit,
             smooth(sum(t >= last[-1] for t in clicks) if last else 0, len(last), ring_logit, 5) - ring_logit,
             minutes(now - here[0] if here else None),
+        ]  # fmt: skip
+
+    # The block `online`: rings of (item, ts, surface), impressions and the clicks that count
+
+    def rings(self, a: Any, b: int, events: list[Any], shown: list[Any]) -> tuple[list[Any], list[Any]]:
+        if not shown:
+            return [], []
+        seen = [(i, t, int(a.m_surface[b, k])) for k, (i, t) in enumerate(shown)]
+        clicked = [(i, t, int(a.s_surface[b, k])) for k, (i, c, t, _) in enumerate(events) if c == CLS["click"]]
+        return seen, [e for e in clicked if e[1] >= shown[-1][1]]
+
+    def online_ratio(self, rings: tuple[list[Any], list[Any]], of: Any) -> float:
+        seen, clicked = rings
+        expected = sum(self.counters.online.p(i, at, t) for i, t, at in seen if of(i, t, at))
+        return ratio(sum(of(*e) for e in clicked), expected)
+
+    def online(self, item: int, now: int, surface: int, rings: tuple[list[Any], list[Any]]) -> list[float]:
+        model, c = self.counters.online, self.counters
+        linear, factored = model.logits(item, surface, now)
+        age = lambda i, t: 0 if c.first_ms(i) is None else age_class(t - c.first_ms(i))  # noqa: E731
+        category, advertiser = self.owner(item, "category"), self.owner(item, "advertiser")
+        return [
+            linear, factored, linear + factored, *(model.residual((item, -1), k, now) for k in range(3)),
+            model.residual((item, surface), 1, now),
+            self.online_ratio(rings, lambda i, t, _: age(i, t) == age(item, now)), self.online_ratio(rings, lambda i, *_: i == item),
+            self.online_ratio(rings, lambda i, *_: category != 0 and self.owner(i, "category") == category),
+            self.online_ratio(rings, lambda i, *_: advertiser != 0 and self.owner(i, "advertiser") == advertiser),
         ]  # fmt: skip
 
     # The block `taste`

@@ -12,6 +12,7 @@ import numpy as np
 from stream_dmgin import records, topics
 from stream_dmgin.bench.workload import START, TYPES
 from stream_dmgin.counters.increments import Increments
+from stream_dmgin.counters.learner import OnlineModel
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.features.catalogue import Catalogue
 from stream_dmgin.groups.map import GroupMap
@@ -46,7 +47,9 @@ class Population:
         _fold(self.engine, [Record("clicks", 0, self.engine.offsets.get(1, 0), e.ts, user, records.encode(e))])
 
 
-def populate(directory: Path | None, lives: list[int], users: int, seed: int = 1) -> Population:
+def populate(
+    directory: Path | None, lives: list[int], users: int, seed: int = 1, online: bool = False
+) -> Population:  # fmt: skip
     """`users` users of each length of life; each likes some dozens of groups (Zipf), and strays into any.
 
     The length of a life is its clicks and post-click events, as `events` of `state show`; impressions come beside them.
@@ -61,13 +64,13 @@ def populate(directory: Path | None, lives: list[int], users: int, seed: int = 1
         )
     groups = GroupMap({i: k % GROUPS for k, i in enumerate(items)})
     engine = StateEngine.open(directory, 0, groups)
-    counters = CounterTable()
+    counters = CounterTable(OnlineModel() if online else None)
     by_life: dict[int, list[bytes]] = {}
     for life in lives:
         by_life[life] = [f"u{life}-{n}".encode() for n in range(users)]
         for user in by_life[life]:
             _live(engine, user, life, r.randrange(1 << 30))
-            counters.apply(*Increments.from_raw(engine.take_increments(), catalogue).columns())
+            counters.take(Increments.from_raw(engine.take_increments(), catalogue))
             engine.commit()
     return Population(engine, catalogue, counters, groups, by_life, items, START + LIFE_MS + 1000)
 

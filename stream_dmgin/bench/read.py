@@ -34,7 +34,7 @@ def measure(lives: list[int], users: int = 8, candidates: int = 100, spec: Input
     out: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="stream-dmgin-bench-") as tmp:
         path = Path(tmp) / "store"
-        people = populate(path, lives, users)
+        people = populate(path, lives, users, online="online" in spec.blocks)
         reader = _Reader(people, spec, candidates)
         split = machine.cores()
         with machine.pinned(split[1] if split else None):

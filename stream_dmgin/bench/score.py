@@ -38,9 +38,9 @@ def measure(model_id: str, data_dir: Path, requests: int = 300, candidates: int 
     split = machine.cores()
     r = random.Random(11)
     with tempfile.TemporaryDirectory(prefix="stream-dmgin-bench-") as tmp:
-        people = populate(Path(tmp) / "store", LIVES, USERS)
         model = load_model(model_id, data_dir)
         engine, why = choose_engine(model)
+        people = populate(Path(tmp) / "store", LIVES, USERS, online="online" in engine.spec.blocks)
         people.catalogue.require(engine.spec.item_numbers)
         scorer = Scorer(engine, people.catalogue, people.counters, people.groups, max_users=32)
         users = [u for life in LIVES for u in people.users[life]]

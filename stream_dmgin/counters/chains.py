@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
-import numpy as np
 
 from stream_dmgin.counters.increments import CounterRecord, Increments, Offsets, decode
+from stream_dmgin.counters.learner import PREFIX, OnlineModel
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.errors import FormatError
 from stream_dmgin.topics import EVENTS
@@ -70,7 +70,7 @@ class Chains:
         self.applied[r.partition] = r.to
         self.ranges += 1
         self.gaps += verdict == "gap"
-        return _joined([pending.parts[i] for i in range(r.chunks)])
+        return Increments.joined([pending.parts[i] for i in range(r.chunks)])
 
     def safe(self, next_offset: int) -> int:
         """The offset from which the topic must be read again after a restart, having read up to `next_offset`: ranges whose
@@ -79,12 +79,14 @@ class Chains:
 
 
 class SharedCounters:
-    """The counters of this process: the table, the chains, and the way from records of the topic into both."""
+    """The counters of this process: the table, the chains, and the way from records of the topic into both. `online`: whether the
+    model of the block of that name learns from them (20 MiB, 0.3 us an event)."""
 
-    def __init__(self) -> None:
-        self.table = CounterTable()
+    def __init__(self, online: bool = False) -> None:
+        self.table = CounterTable(OnlineModel() if online else None)
         self.chains = Chains()
         self.next_offset = 0  # of the counters topic
+        self.stale: list[bytes] = []  # keys of the store it was restored from that the next checkpoint must delete
 
     def fold(self, value: bytes | None, offset: int) -> bool:
         """Fold the record at `offset`; True where the counters changed. Records below `next_offset` are left out.
@@ -95,7 +97,7 @@ class SharedCounters:
         x = self.chains.take(decode(value), offset)
         if x is None:
             return False
-        self.table.apply(*x.columns())
+        self.table.take(x)
         return True
 
     def published(self, partition: int) -> dict[int, int]:
@@ -103,22 +105,38 @@ class SharedCounters:
         return dict(enumerate(self.chains.applied.get(partition, (0,) * len(EVENTS))))
 
     def checkpoint(self) -> Iterator[tuple[bytes, bytes]]:
-        """Rows to put into a store in one write batch: what changed since the last checkpoint, and how far the topic is
-        folded. Consume it whole before the next `fold`."""
-        yield _META, _encode(_Meta(self.chains.safe(self.next_offset), self.chains.applied))
+        """Rows to put into a store in one write batch, after deleting `stale`: what changed since the last checkpoint, and how far
+        the topic is folded. Consume it whole before the next `fold`."""
+        self.stale = []
+        point = _encode(_Meta(self.chains.safe(self.next_offset), self.chains.applied))
+        yield _META, point
         yield from self.table.to_rows()
+        if self.table.online is not None:
+            yield from self.table.online.to_rows(point)
 
     @classmethod
-    def restore(cls, rows: Iterable[tuple[bytes, bytes]]) -> SharedCounters:
-        """From all rows of a store of checkpoints; from none: empty counters. Raises FormatError."""
-        out = cls()
-        entities = []
+    def restore(cls, rows: Iterable[tuple[bytes, bytes]], online: bool = False) -> SharedCounters:
+        """From all rows of a store of checkpoints; from none, and where it must learn but the store has no weights of the same
+        moment: empty counters, for which the topic is read from its beginning. Raises FormatError."""
+        entities: list[tuple[bytes, bytes]] = []
+        learnt: list[tuple[bytes, bytes]] = []
+        point = None
         for key, value in rows:
             if key == _META:
-                meta = _meta(value)
-                out.next_offset, out.chains.applied = meta.next_offset, {p: tuple(v) for p, v in meta.applied.items()}
+                point = value
             else:
-                entities.append((key, value))
+                (learnt if key.startswith(PREFIX) else entities).append((key, value))
+        model = OnlineModel.from_rows(learnt, point) if online else None
+        out = cls()
+        if online and model is None:
+            out = cls(online=True)
+            out.stale = [k for k, _ in (*entities, *learnt)]
+            return out
+        out.stale = [] if online else [k for k, _ in learnt]
+        out.table = CounterTable(model)
+        if point is not None:
+            meta = _meta(point)
+            out.next_offset, out.chains.applied = meta.next_offset, {p: tuple(v) for p, v in meta.applied.items()}
         out.table.from_rows(entities)
         return out
 
@@ -154,9 +172,3 @@ def _compare(since: Offsets, to: Offsets, applied: Offsets | None) -> str:
     if all(s >= a for s, a in zip(since, applied, strict=True)):
         return "gap"
     return "overlap"
-
-
-def _joined(parts: list[Increments]) -> Increments:
-    if len(parts) == 1:
-        return parts[0]
-    return Increments(*(np.concatenate(columns) for columns in zip(*(p.columns() for p in parts), strict=True)))

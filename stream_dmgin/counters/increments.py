@@ -4,16 +4,18 @@ What one partition's folded events add up to, as parallel columns. A published r
 is cut into records of at most 512 KB:
 
     {"v": 1, "partition": 3, "from": {"impressions": 10, "clicks": 2, "post-clicks": 0}, "to": {...}, "attempt": "...",
-     "chunk": 0, "chunks": 2, "kind": bin, "hash": bin, "bucket": bin, "metric": bin, "count": bin}
+     "chunk": 0, "chunks": 2, "kind": bin, "hash": bin, "bucket": bin, "metric": bin, "count": bin, "surface": bin}
 
 The columns are little-endian: kind u1 (index of COUNTER_KINDS), hash u8 (XXH64 of the name), bucket i4 (number of the 15
-minutes since the epoch), metric u1 (index of COUNTER_METRICS), count i8 (1 or more). Category and advertiser are worked out
-by the publisher, so that the topic alone says what the counters are, whatever catalogue a reader has.
+minutes since the epoch), metric u1 (index of COUNTER_METRICS), count i8 (1 or more), and, only where one isn't 0, surface u1 (its
+number; 0 for none): impressions and clicks of an item come in a row a surface, which is what the online model learns from
+(counters/online.py). Who doesn't know that column adds the rows up, to the same sums. Category and advertiser are worked out by the
+publisher, so that the topic alone says what the counters are, whatever catalogue a reader has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,7 +30,7 @@ from stream_dmgin.topics import EVENTS
 
 FORMAT = 1
 RECORD_BYTES = 512 * 1024
-_ROW_BYTES = 1 + 8 + 4 + 1 + 8
+_ROW_BYTES = 1 + 8 + 4 + 1 + 8 + 1
 _HEADER_BYTES = 1024
 _CHUNKS_MAX = 1 << 16
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -42,15 +44,17 @@ def _sum_up(
     bucket: Any,
     metric: Any,
     count: Any,
+    surface: Any,
     slots: Any,
     kinds: Any,
     hashes: Any,
     buckets: Any,
     metrics: Any,
     counts: Any,
+    surfaces: Any,
 ) -> Any:
-    """Add the counts of each row to those of its item, category and advertiser (`names`: their hashes, 0 is none) in the last
-    five columns, found by the table `slots` (zeros, a power of two, with room). Returns the rows used."""
+    """Add the counts of each row to those of its item on its surface, its category and advertiser (`names`: their hashes, 0 is
+    none) in the last six columns, found by the table `slots` (zeros, a power of two, with room). Returns the rows used."""
     used = 0
     mask = np.uint64(slots.shape[0] - 1)
     for kind in range(N_KINDS):
@@ -58,17 +62,19 @@ def _sum_up(
             h = names[kind][i]
             if h == 0:
                 continue
-            key = (h ^ (np.uint64(bucket[i]) * _MIX) ^ np.uint64(metric[i] * N_KINDS + kind)) * _MIX
+            s = surface[i] if kind == 0 else np.uint8(0)
+            key = (h ^ (np.uint64(bucket[i]) * _MIX) ^ np.uint64((s * N_METRICS + metric[i]) * N_KINDS + kind)) * _MIX
             at = (key >> np.uint64(32)) & mask
             while True:
                 row = slots[at] - 1
                 if row < 0:
                     slots[at] = used + 1
                     kinds[used], hashes[used], buckets[used], metrics[used] = kind, h, bucket[i], metric[i]
-                    counts[used] = count[i]
+                    counts[used], surfaces[used] = count[i], s
                     used += 1
                     break
-                if hashes[row] == h and buckets[row] == bucket[i] and metrics[row] == metric[i] and kinds[row] == kind:
+                same = hashes[row] == h and kinds[row] == kind and surfaces[row] == s
+                if same and buckets[row] == bucket[i] and metrics[row] == metric[i]:
                     counts[row] += count[i]
                     break
                 at = (at + np.uint64(1)) & mask
@@ -76,7 +82,7 @@ def _sum_up(
 
 
 class RawIncrements(Protocol):
-    """What `StateEngine.take_increments` gives: item-level columns, each (item, bucket, metric) at most once."""
+    """What `StateEngine.take_increments` gives: item-level columns, each (item, bucket, surface, metric) at most once."""
 
     @property
     def item_hash(self) -> NDArray[np.uint64]: ...  # noqa: D102
@@ -86,6 +92,8 @@ class RawIncrements(Protocol):
     def metric(self) -> NDArray[np.uint8]: ...  # noqa: D102
     @property
     def count(self) -> NDArray[np.int64]: ...  # noqa: D102
+    @property
+    def surface(self) -> NDArray[np.uint8]: ...  # noqa: D102
 
 
 class Owners(Protocol):
@@ -97,40 +105,54 @@ class Owners(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Increments:
-    """Increments of entities: `kind`, `hash`, `bucket`, `metric`, `count`, columns of equal length."""
+    """Increments of entities: columns of equal length. `surface`: None where it is 0 throughout."""
 
     kind: NDArray[np.uint8]
     hash: NDArray[np.uint64]
     bucket: NDArray[np.int64]
     metric: NDArray[np.uint8]
     count: NDArray[np.int64]
+    surface: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.kind)
 
     @classmethod
     def from_raw(cls, raw: RawIncrements, catalogue: Owners) -> Increments:
-        """Item increments and what they add to the items' categories and advertisers; each (entity, bucket, metric) once,
-        in the order of their first appearance."""
+        """Item increments and what they add to the items' categories and advertisers; each (entity, bucket, surface, metric)
+        once, in the order of their first appearance."""
         item = raw.item_hash
         n = N_KINDS * len(item)
         category, advertiser = catalogue.owners(item)
         out = cls(
-            np.empty(n, np.uint8),
-            np.empty(n, np.uint64),
-            np.empty(n, np.int64),
-            np.empty(n, np.uint8),
-            np.empty(n, np.int64),
-        )
+            np.empty(n, np.uint8), np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(n, np.uint8), np.empty(n, np.int64),
+        )  # fmt: skip
+        surfaces = np.empty(n, np.uint8)
         slots = np.zeros(1 << (2 * n + 1).bit_length(), np.int32)
-        used = _sum_up((item, category, advertiser), raw.bucket, raw.metric, raw.count, slots, *out.columns())
-        return cls(out.kind[:used], out.hash[:used], out.bucket[:used], out.metric[:used], out.count[:used])
+        names = item, category, advertiser
+        used = _sum_up(names, raw.bucket, raw.metric, raw.count, raw.surface, slots, *out.columns(), surfaces)
+        return cls(
+            out.kind[:used], out.hash[:used], out.bucket[:used], out.metric[:used], out.count[:used],
+            surfaces[:used] if surfaces[:used].any() else None,
+        )  # fmt: skip
 
     def columns(
         self,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
         """The arguments of `CounterTable.apply`."""
         return self.kind, self.hash, self.bucket, self.metric, self.count
+
+    @classmethod
+    def joined(cls, parts: Sequence[Increments]) -> Increments:
+        """The rows of all parts, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        surface = None
+        if any(p.surface is not None for p in parts):
+            surface = np.concatenate([np.zeros(len(p), np.uint8) if p.surface is None else p.surface for p in parts])
+        kind, metric = (np.concatenate(c) for c in ([p.kind for p in parts], [p.metric for p in parts]))
+        bucket, count = (np.concatenate(c) for c in ([p.bucket for p in parts], [p.count for p in parts]))
+        return cls(kind, np.concatenate([p.hash for p in parts]), bucket, metric, count, surface)
 
     def encode(
         self, partition: int, since: Mapping[int, int], to: Mapping[int, int], attempt: str, limit: int = RECORD_BYTES
@@ -148,6 +170,7 @@ class Increments:
                 kind=self.kind[s].tobytes(), hash=self.hash[s].astype("<u8").tobytes(),
                 bucket=self.bucket[s].astype("<i4").tobytes(), metric=self.metric[s].tobytes(),
                 count=self.count[s].astype("<i8").tobytes(),
+                surface=msgspec.UNSET if self.surface is None else self.surface[s].tobytes(),
             )  # fmt: skip
             out.append(_encode(record))
         return out
@@ -165,6 +188,7 @@ class _Record(msgspec.Struct, rename={"since": "from"}):
     bucket: bytes
     metric: bytes
     count: bytes
+    surface: bytes | msgspec.UnsetType = msgspec.UNSET
     v: int = FORMAT
 
 
@@ -196,7 +220,9 @@ def decode(value: bytes | None) -> CounterRecord:
     if r.v != FORMAT:
         raise RecordError("format", f"counter records of format {r.v} are not known here: upgrade this worker")
     n = len(r.kind)
-    if (len(r.metric), len(r.hash), len(r.bucket), len(r.count)) != (n, 8 * n, 4 * n, 8 * n):
+    surface = None if isinstance(r.surface, msgspec.UnsetType) else np.frombuffer(r.surface, np.uint8)
+    lengths = len(r.metric), len(r.hash), len(r.bucket), len(r.count), n if surface is None else len(surface)
+    if lengths != (n, 8 * n, 4 * n, 8 * n, n):
         raise RecordError("schema", "the columns of a counter record differ in length")
     since, to = _numbered(r.since), _numbered(r.to)
     if (
@@ -211,6 +237,7 @@ def decode(value: bytes | None) -> CounterRecord:
         np.frombuffer(r.bucket, "<i4").astype(np.int64),
         np.frombuffer(r.metric, np.uint8),
         np.frombuffer(r.count, "<i8").astype(np.int64),
+        surface,
     )
     if n and not (
         x.kind.max() < N_KINDS

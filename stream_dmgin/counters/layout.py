@@ -51,8 +51,8 @@ LOGIT_STEP = 64.0
 
 # Entries of CounterTable.addresses
 (C_KEYS, C_ROWS, C_MASK, C_COUNTS, C_STAMPS, C_FIRST, C_VALID, C_CACHE, C_STATE, C_VIEW, C_WEIGHTS,
- C_CAPACITY) = range(12)  # fmt: skip
-N_ADDRESSES = 12
+ C_CAPACITY, C_ONLINE) = range(13)  # fmt: skip
+N_ADDRESSES = 13
 # Entries of the table's state: changes so far; the changes, the quarter hour and the number of the rates last computed
 S_VERSION, S_PRIOR_VERSION, S_CLOCK, S_EPOCH = range(4)
 S_STAMP = 4

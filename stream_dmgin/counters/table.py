@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_dmgin.counters import rows as _rows
+from stream_dmgin.counters.increments import Increments
 from stream_dmgin.counters.layout import (
     C_CACHE,
     C_CAPACITY,
@@ -27,6 +28,7 @@ from stream_dmgin.counters.layout import (
     C_FIRST,
     C_KEYS,
     C_MASK,
+    C_ONLINE,
     C_ROWS,
     C_STAMPS,
     C_STATE,
@@ -54,6 +56,7 @@ from stream_dmgin.counters.layout import (
     SLOT_AT,
     weights,
 )  # fmt: skip
+from stream_dmgin.counters.learner import OnlineModel
 from stream_dmgin.counters.read import find, mixed, refresh, row_features, row_of
 from stream_dmgin.counters.rows import decode
 from stream_dmgin.features.spec import COUNTER_KINDS, COUNTER_METRICS
@@ -159,14 +162,17 @@ def _read(table: Any, kind: Any, h: Any, now: Any, to: Any) -> None:
 
 
 class CounterTable:
-    """The counters of all entities this process knows. `addresses` is how `features/build.py` reads them."""
+    """The counters of all entities this process knows. `addresses` is how `features/build.py` reads them. `online`: what learns
+    from the same increments, where somebody asked for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, online: OnlineModel | None = None) -> None:
         self.used = 0
+        self.online = online
         self._state: NDArray[np.int64] = np.zeros(N_STATE, np.int64)
         self._view: NDArray[np.float64] = np.zeros(N_VIEW, np.float64)
         self._weights: NDArray[np.float64] = weights()
         self.addresses: NDArray[np.int64] = np.zeros(N_ADDRESSES, np.int64)
+        self.addresses[C_ONLINE] = 0 if online is None else online.addresses.ctypes.data
         self._state[S_CLOCK] = -1
         self._arrays: dict[str, NDArray[Any]] = {}
         self._resize(_MIN_ROWS)
@@ -208,6 +214,12 @@ class CounterTable:
             self._weights.ctypes.data,
         )
         a[C_CAPACITY] = capacity
+
+    def take(self, x: Increments) -> None:
+        """Add a range of increments, and learn from it."""
+        self.apply(*x.columns())
+        if self.online is not None:
+            self.online.learn(self.addresses, x)
 
     def apply(
         self, kind: NDArray[np.uint8], h: NDArray[np.uint64], bucket: NDArray[np.int64], metric: NDArray[np.uint8],

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_dmgin.counters.table import CounterTable
+from stream_dmgin.errors import UsageError
 from stream_dmgin.features import bound
 from stream_dmgin.features.blocks import bits
 from stream_dmgin.features.catalogue import Catalogue, unit_vector
@@ -41,6 +42,11 @@ class FeatureBuilder:
     def __init__(self, spec: InputSpec, catalogue: Catalogue, counters: CounterTable, groups: GroupMap) -> None:
         if not (1 <= spec.groups <= MAX_GROUPS and spec.events >= 1 and 1 <= spec.short <= bound.RING):
             raise ValueError(f"{spec}: 1 to {MAX_GROUPS} groups and 1 to {bound.RING} short events can be built")
+        if "online" in spec.blocks and counters.online is None:
+            raise UsageError(
+                "the model reads the inputs `online`, which the counters of this process don't learn: start the worker again, or "
+                "with worker.online = true before such a model is published"
+            )
         catalogue.require(spec.item_numbers)
         self.spec, self.catalogue, self.counters = spec, catalogue, counters
         self._groups = groups

@@ -28,6 +28,7 @@ from stream_dmgin.features.blocks import (
     FATIGUE,
     N_SESSION,
     N_SURFACE,
+    ONLINE,
     SESSION,
     SURFACE,
     TASTE,
@@ -95,7 +96,15 @@ from stream_dmgin.features.catalogue import (
     find_item,
 )
 from stream_dmgin.features.catalogue import N_ADDRESSES as K_ADDRESSES
-from stream_dmgin.features.fatigue import FATIGUE_SCRATCH, group_key, put_fatigue, put_fatigue_user
+from stream_dmgin.features.fatigue import (
+    FATIGUE_SCRATCH,
+    N_FATIGUE,
+    N_FATIGUE_USER,
+    group_key,
+    put_fatigue,
+    put_fatigue_user,
+)
+from stream_dmgin.features.online import ONLINE_SCRATCH, put_online, put_online_user
 from stream_dmgin.features.scales import (
     ABSENT_HOURS,
     ABSENT_MINUTES,
@@ -143,7 +152,8 @@ _S_DONE = _S_UG + 4 * _N_UG * MAX_GROUPS
 _S_TREND = _S_DONE + MAX_GROUPS
 _S_TASTE = _S_TREND + TREND_SCRATCH
 _S_FATIGUE = _S_TASTE + TASTE_SCRATCH
-SCRATCH = _S_FATIGUE + FATIGUE_SCRATCH
+_S_ONLINE = _S_FATIGUE + FATIGUE_SCRATCH
+SCRATCH = _S_ONLINE + ONLINE_SCRATCH
 _RATE_12H = N_RATES + 1  # among an entity's features
 
 
@@ -371,8 +381,10 @@ def _put_candidate(
     ring_rate: Any,
     ring_logit: Any,
     place: Any,
+    surface: Any,
 ) -> None:
-    """Everything of one candidate, at position `at` over users and candidates; `place`: address of the request's place."""
+    """Everything of one candidate, at position `at` over users and candidates; `place`: address of the request's place, `surface`
+    the number of its surface."""
     where = i64(w, (N_WHERE,))
     counters, scratch = where[W_COUNTERS], where[W_SCRATCH]
     k = i64(where[W_CATALOGUE], (K_ADDRESSES,))
@@ -426,6 +438,9 @@ def _put_candidate(
         out += 4 * N_TASTE
     if blocks & FATIGUE:
         put_fatigue(w, r, h, category, advertiser, group, now, scratch + _S_FATIGUE, out)
+        out += 4 * N_FATIGUE
+    if blocks & ONLINE:
+        put_online(counters, h, category, advertiser, item_counters, now, surface, scratch + _S_ONLINE, out)
 
 
 @kernel
@@ -491,10 +506,13 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
             user += 4 * N_TASTE_USER
         if where[D_BLOCKS] & FATIGUE:
             put_fatigue_user(w, r, now, scratch + _S_FATIGUE, user)
+            user += 4 * N_FATIGUE_USER
+        if where[D_BLOCKS] & ONLINE:
+            put_online_user(w, r, now, numbers[b, 2], scratch + _S_ONLINE, user)
         x_cat[b] = numbers[b, 1]
         start, n = numbers[b, 3], min(C, numbers[b, 4] - numbers[b, 3])
         at, place = b * C, places.ctypes.data + 8 * PLACE * b
         for i in range(n):
             h = hashes[start + i]
-            _put_candidate(w, r, at + i, h, now, user_rate, user_logit, ring_rate, ring_logit, place)
+            _put_candidate(w, r, at + i, h, now, user_rate, user_logit, ring_rate, ring_logit, place, numbers[b, 2])
         c_item[b, n:], c_id[b, n:], c_group[b, n:], c_dense[b, n:], c_mask[b, n:] = 0, -2, G, 0, 0

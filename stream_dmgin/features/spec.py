@@ -111,6 +111,7 @@ USER_BLOCKS = {
         "list1_shown", "list2_shown", "list_mean_shown", "lists", "list1_clicks", "list2_clicks", "lists_since_click",
         "log1p_list1_min", "log1p_list2_min",
     ),
+    "online": tuple(f"online_residual_{x}" for x in ("1h", "24h", "ring", "surface")),
 }  # fmt: skip
 CANDIDATE_BLOCKS = {
     "session": (), "surface": (),
@@ -127,6 +128,10 @@ CANDIDATE_BLOCKS = {
         "ui_shown_10m", "ui_shown_1h", "ui_shown_24h", "uc_shown_1h", "ua_shown_1h", "ug_shown_1h",
         "ui_shown_since_click", "uc_shown_since_click", "ua_shown_since_click", "ug_shown_since_click",
         "ui_in_last_list", "ui_lists", "ug_log1p_last_shown_min", "ui_log1p_dwell_s", "ug_log1p_dwell_s_shown",
+    ),
+    "online": (  # the model that learns from the stream, and clicks compared with those it expected
+        "online_linear", "online_factored", "online_logit", *(f"online_item_residual_{h}" for h in HALF_LIVES[:3]),
+        "online_item_surface_residual_12h", *(f"online_{x}_residual" for x in ("uage", "ui", "uc", "ua")),
     ),
 }  # fmt: skip
 BLOCKS = tuple(USER_BLOCKS)

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from stream_dmgin.counters.layout import C_VIEW, CLOCK_MS, FEATURES, N_ADDRESSES, N_RATES, N_VIEW, V_LOGIT
+from stream_dmgin.counters.layout import C_VIEW, FEATURES, N_ADDRESSES, N_RATES, N_VIEW, V_LOGIT
+from stream_dmgin.counters.online import AGES, age_class
 from stream_dmgin.counters.read import first_seen, row_features, row_of
 from stream_dmgin.features.bound import (
     D_UB,
@@ -34,7 +35,7 @@ from stream_dmgin.features.user_side import CLICK
 from stream_dmgin.native import f32, f64, i32, i64, kernel, log, u8, u64
 
 N_TASTE, N_TASTE_USER = len(CANDIDATE_BLOCKS["taste"]), len(USER_BLOCKS["taste"])
-AGES, POPULARITIES = 12, 17  # classes
+POPULARITIES = 17  # classes
 _MIDDLE = POPULARITIES // 2
 _RATE = N_RATES + 1  # ctr_logit_12h among an entity's features
 _QUARTER_DAY = 6 * HOUR_MS
@@ -45,15 +46,6 @@ _BY_AGE, _BY_POPULARITY = 0, 3 * AGES
 _MEANS = _BY_POPULARITY + 3 * POPULARITIES
 _FEATURES = _MEANS + 3
 TASTE_SCRATCH = 8 * (_FEATURES + (FEATURES + 1) // 2)  # bytes
-
-
-@kernel
-def age_class(ms: Any) -> Any:
-    """floor(log2(1 + age in quarter hours)), at most AGES - 1."""
-    k = 0
-    while k < AGES - 1 and ms >= CLOCK_MS * ((2 << k) - 1):
-        k += 1
-    return k
 
 
 @kernel

@@ -66,7 +66,7 @@ class Replay:
     """One pass over a source for models of these specs (none: only events and counters)."""
 
     def __init__(self, source: Source, groups: GroupMap, specs: Sequence[InputSpec]) -> None:
-        self.source, self.world = source, World(source, groups)
+        self.source, self.world = source, World(source, groups, any("online" in s.blocks for s in specs))
         self._views = [_View(s, self.world) for s in dict.fromkeys(specs)]
         self._view_of = [list(dict.fromkeys(specs)).index(s) for s in specs]
         self.clock = Clock(self.world, source)

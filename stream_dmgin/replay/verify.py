@@ -7,7 +7,7 @@ score names. The state must be the same bit for bit (its digest), the probabilit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import Log, Record, batch_of
 from stream_dmgin.records import Request, Score, decode_request, decode_score
 from stream_dmgin.replay.logsource import Columns, read_all
-from stream_dmgin.scoring.engine import choose_engine
+from stream_dmgin.scoring.engine import Engine, choose_engine
 from stream_dmgin.scoring.scorer import Ask, Scorer
 from stream_dmgin.state.engine import StateEngine
 from stream_dmgin.state.layout import STATE_FORMAT
@@ -67,7 +67,9 @@ def verify(log: Log, prefix: str, n: int, groups: GroupMap | None, data_dir: Pat
         return out
     maps = {name: _map(name, groups, data_dir) for name in {c.score.groups for c in cases}}
     histories = _histories(log, prefix, cases)
-    world = _Shared(log, prefix)
+    can = [c for c in cases if c.request is not None and c.score.provenance.state == STATE_FORMAT]
+    engines = _engines({c.score.model for c in can}, data_dir)
+    world = _Shared(log, prefix, any("online" in e.spec.blocks for e in engines.values()))
     scorers: dict[tuple[str, str], Scorer] = {}
     # counters and catalogue only go forward, so the cases are taken in the order of what they had seen
     for c in sorted(cases, key=lambda c: (world.counters_seen(c.score), c.score.scored_at)):
@@ -82,7 +84,7 @@ def verify(log: Log, prefix: str, n: int, groups: GroupMap | None, data_dir: Pat
             continue
         both = c.score.model, c.score.groups
         if both not in scorers:
-            scorers[both] = _scorer(c.score.model, world, maps[c.score.groups], data_dir)
+            scorers[both] = _scorer(engines[c.score.model], world, maps[c.score.groups])
         engine = _state(c, prefix, maps[c.score.groups], histories.get((c.partition, c.score.user_id.encode()), []))
         try:
             _check(c, scorers[both], engine, out)
@@ -207,11 +209,11 @@ def _state(c: _Case, prefix: str, groups: GroupMap, history: list[Record]) -> St
 
 
 class _Shared:
-    """Counters and catalogue, brought forward over their topics."""
+    """Counters and catalogue, brought forward over their topics; `online`: and the model that learns from the counters'."""
 
-    def __init__(self, log: Log, prefix: str) -> None:
+    def __init__(self, log: Log, prefix: str, online: bool) -> None:
         self.topic = prefix + topics.COUNTERS
-        self.counters = SharedCounters()
+        self.counters = SharedCounters(online)
         self.catalogue = Catalogue()
         self._counters = read_all(log, [self.topic])
         self._items = read_all(log, [prefix + topics.ITEMS])
@@ -245,10 +247,13 @@ class _Shared:
             self._i += 1
 
 
-def _scorer(model: str, world: _Shared, groups: GroupMap, data_dir: Path) -> Scorer:
+def _engines(models: Iterable[str], data_dir: Path) -> dict[str, Engine]:
     from stream_dmgin.models.registry import load_model
 
-    engine, _ = choose_engine(load_model(model, data_dir))
+    return {m: choose_engine(load_model(m, data_dir))[0] for m in models}
+
+
+def _scorer(engine: Engine, world: _Shared, groups: GroupMap) -> Scorer:
     world.catalogue.require(engine.spec.item_numbers)
     return Scorer(engine, world.catalogue, world.counters.table, groups)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from stream_dmgin import topics
 from stream_dmgin.counters.increments import Increments
+from stream_dmgin.counters.learner import OnlineModel
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.features.catalogue import Catalogue
 from stream_dmgin.groups.map import GroupMap
@@ -26,12 +27,12 @@ _NUMBERS = np.arange(len(topics.EVENTS), dtype=np.uint8)
 
 
 class World:
-    """Everything a request is answered from."""
+    """Everything a request is answered from. `online`: whether a model reads the block of that name."""
 
-    def __init__(self, source: Source, groups: GroupMap) -> None:
+    def __init__(self, source: Source, groups: GroupMap, online: bool = False) -> None:
         self.groups = groups
         self.engines = {p: StateEngine.open(None, p, groups) for p in source.partitions}
-        self.counters = CounterTable()
+        self.counters = CounterTable(OnlineModel() if online else None)
         self.catalogue = Catalogue()
         for item in source.items():
             self.catalogue.upsert(item)
@@ -41,7 +42,7 @@ class World:
         for engine in self.engines.values():
             raw = engine.take_increments()
             if shared and len(raw.count):
-                self.counters.apply(*Increments.from_raw(raw, self.catalogue).columns())
+                self.counters.take(Increments.from_raw(raw, self.catalogue))
 
     def settle(self) -> None:
         """Let the engines forget which events are new: nothing is written from here."""

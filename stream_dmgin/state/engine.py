@@ -184,7 +184,8 @@ class StateEngine:
         self._erased = None if erased.passed(self._mem.S.P) else erased
 
     def take_increments(self) -> RawIncrements:
-        """The increments of the shared counters folded since the last call, each (item, bucket, metric) once."""
+        """The increments of the shared counters folded since the last call, each (item, bucket, surface, metric)
+        once."""
         S = self._mem.S
         out = increments_of(S, lambda i: self._mem.item_id(i).decode())
         S.C[:] = 0

@@ -53,6 +53,8 @@ from stream_dmgin.state.layout import (
     HOT_BIT,
     I_GROUP,
     I_HASH,
+    INC_BUCKET,
+    INC_ITEM,
     IW,
     M_CLOCK,
     M_DTOP,
@@ -408,9 +410,13 @@ def event_room(S: Any, u: Any) -> Any:
 
 
 @kernel
-def count_increment(S: Any, item: Any, t: Any, impression: Any, ts: Any, dwell: Any) -> None:
-    """Add one counted event to the increments of the shared counters; room for one entry was checked."""
-    key = ((item << 32) | (ts // BUCKET_MS)) + 1
+def count_increment(S: Any, item: Any, t: Any, impression: Any, ts: Any, dwell: Any, surface: Any) -> None:
+    """Add one counted event to the increments of the shared counters; room for one entry was checked. Impressions and clicks are
+    kept apart by surface."""
+    bits = S.T[t * TW + T_METRICS]  # what an event of this type adds: 1 click, 2 order, 4 engagement
+    if not impression and bits & 1 == 0:
+        surface = np.int64(0)
+    key = ((item << INC_ITEM) | (ts // BUCKET_MS << INC_BUCKET) | surface) + 1
     mask = size_of(S, C_) // CW - 1
     i = np.int64(np.uint64(key * np.int64(-0x61C8864680B583EB)) >> np.uint64(32)) & mask
     while S.C[i * CW] != key:
@@ -423,7 +429,6 @@ def count_increment(S: Any, item: Any, t: Any, impression: Any, ts: Any, dwell: 
     if impression:
         S.C[at] += 1
         return
-    bits = S.T[t * TW + T_METRICS]  # what an event of this type adds: 1 click, 2 order, 4 engagement
     S.C[at + 1] += bits & 1
     S.C[at + 2] += min(dwell, DWELL_CAP)
     S.C[at + 3] += (bits >> 1) & 1
@@ -565,6 +570,6 @@ def fold_rows(
         S.U[b + U_DELTA] = S.M[M_DTOP]
         S.U[b + U_DELTAWORDS] += 4 if flags & F_VALUE else 3
         if o >= S.P[3 + t]:
-            count_increment(S, item, kind, t == 0, ts[r], d)
+            count_increment(S, item, kind, t == 0, ts[r], d, np.int64(surface[r]))
     S.M[M_POS] = len(rows)
     return DONE, counted

@@ -36,7 +36,7 @@ class Mem(NamedTuple):
     T: I64  # types: hash, length, class, flags | 8 words of name; TW words each
     D: I64  # events counted since the last commit, DW words each, chained by user
     L: I64  # dirty users
-    C: I64  # hash table of increments: (item index << 32 | bucket) + 1, then counts by metric; CW words each
+    C: I64  # hash table of increments: key (INC_*) + 1, then counts by metric; CW words each
     P: I64  # next offsets by topic; then the offsets below which increments were published
 
 
@@ -97,6 +97,8 @@ DW = 6
 (D_TSF, D_EID, D_ITEM, D_DWELL, D_VALUE, D_PREV) = range(6)
 METRICS = 5
 CW = 8  # key, METRICS counts, two words unused: a cache line
+# key of an increment: item index << 33 | number of the quarter hour << 5 | surface; a ts of 47 bits has a quarter hour of 28
+INC_ITEM, INC_BUCKET, INC_SURFACE = 33, 5, 31
 
 # ts/type/flags word of an event: ts << 16 | type << 8 | surface << 3 | flags
 F_DWELL, F_VALUE, F_IMPRESSION = 1, 2, 4

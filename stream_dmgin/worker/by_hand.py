@@ -32,7 +32,7 @@ def score_by_hand(
     model = load_model(settings["worker.model"], settings.data_dir)
     engine, _ = choose_engine(model)
     with open_log(settings.log, settings.kafka) as log, closing(
-        Followed(log, settings.prefix, settings.data_dir / "shared", Health())
+        Followed(log, settings.prefix, settings.data_dir / "shared", Health(), lambda control: "online" in engine.spec.blocks)
     ) as followed:  # fmt: skip
         followed.catch_up()
         with closing(stores.open(stores.partition_of(user))) as store:

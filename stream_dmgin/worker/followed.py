@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rocksdict import AccessType, Options, Rdict, WriteBatch
 
@@ -28,24 +30,31 @@ log_ = logging.getLogger(__name__)
 FOLLOW_S = 0.005  # the topics are looked at no more often
 CHECKPOINT_S = 30.0
 CATCH_UP_S = 600.0
+Learns = Callable[[Mapping[str, Any]], bool]  # whether the online model is needed, by the records of the control topic
 QUIET_S = 5.0  # without a record, while the end isn't reached: is the log there at all?
 
 
-class Followed:
-    """Counters and catalogue as far as their topics are folded. One thread."""
+def never(control: Mapping[str, Any]) -> bool:
+    """The counters are only counted."""
+    return False
 
-    def __init__(self, log: Log, prefix: str, directory: Path, health: Health) -> None:
+
+class Followed:
+    """Counters and catalogue as far as their topics are folded. `learns`: whether the online model learns from them. One
+    thread."""
+
+    def __init__(self, log: Log, prefix: str, directory: Path, health: Health, learns: Learns = never) -> None:
         self._log, self._health = log, health
         self._prefix = prefix
         self._counters_topic, self._items_topic = prefix + topics.COUNTERS, prefix + topics.ITEMS
         self.catalogue = Catalogue()
         self._store = _open_checkpoints(directory / "counters")
         rows = [] if self._store is None else [(bytes(k), bytes(v)) for k, v in self._store.items()]
-        self._shared = SharedCounters.restore(rows)
         items = log.begins(self._items_topic)
         self._items_next = dict(items)
         # What was ordered is known before anything is folded: erased users must not come back, poison must not be touched
         self.control, bad, following = read_control(log, prefix)
+        self._shared = SharedCounters.restore(rows, learns(self.control.others))
         self._reader: Reader = log.reader([self._counters_topic, self._items_topic, prefix + topics.CONTROL])
         starts = {(self._items_topic, p): -2 for p in items} | {(prefix + topics.CONTROL, 0): following}
         self._reader.assign({(self._counters_topic, 0): self._shared.next_offset, **starts})
@@ -155,6 +164,8 @@ class Followed:
         if self._store is None:
             return
         batch = WriteBatch(raw_mode=True)
+        for k in self._shared.stale:
+            batch.delete(k)
         for k, v in self._shared.checkpoint():
             batch.put(k, v)
         self._store.write(batch)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stream_dmgin.errors import StreamDmginError
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.scoring.scorer import Scorer
+from stream_dmgin.settings import Settings
 from stream_dmgin.worker.health import Health
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -22,6 +23,25 @@ if TYPE_CHECKING:  # torch takes seconds to import
 log_ = logging.getLogger(__name__)
 
 KEY = "model"
+
+
+def reads_online(settings: Settings, control: Mapping[str, Any]) -> bool:
+    """Whether the counters must learn the online model: as set, or since the model of the settings, or the published one, reads it."""
+    from stream_dmgin.models.registry import describe, find_model
+
+    if settings["worker.online"]:
+        return True
+    record = control.get(KEY)
+    for name in (settings["worker.model"], record.get("id") if isinstance(record, Mapping) else None):
+        if not isinstance(name, str):
+            continue
+        try:
+            spec = describe(find_model(name, settings.data_dir))["config"]["spec"]
+        except StreamDmginError:
+            continue  # item rates; or it is said when the model is loaded
+        if "online" in spec.get("blocks", ()):
+            return True
+    return False
 
 
 class ScorersByMap:

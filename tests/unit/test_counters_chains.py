@@ -52,12 +52,27 @@ def test_category_and_advertiser_are_worked_out_by_the_publisher() -> None:
     catalogue.upsert(Item("b", category="food"))
     hashes = np.array([item_hash(i) for i in "ab?"], np.uint64)
     raw = SimpleNamespace(
-        item_hash=hashes, bucket=np.array([B, B, B]), metric=np.zeros(3, np.uint8), count=np.array([2, 3, 4])
-    )
+        item_hash=hashes, bucket=np.array([B, B, B]), metric=np.zeros(3, np.uint8), count=np.array([2, 3, 4]),
+        surface=np.zeros(3, np.uint8),
+    )  # fmt: skip
     got = Increments.from_raw(raw, catalogue)
     rows = {(int(k), int(h)): int(c) for k, h, c in zip(got.kind, got.hash, got.count, strict=True)}
+    assert got.surface is None
     food, x = item_hash("food"), item_hash("x")
     assert rows == {(0, int(hashes[0])): 2, (0, int(hashes[1])): 3, (0, int(hashes[2])): 4, (1, food): 5, (2, x): 2}
+
+
+def test_an_item_has_a_row_a_surface_and_its_owners_one() -> None:
+    catalogue = Catalogue()
+    catalogue.upsert(Item("a", category="food"))
+    raw = SimpleNamespace(
+        item_hash=np.repeat(np.array([item_hash("a")], np.uint64), 3), bucket=np.full(3, B), metric=np.zeros(3, np.uint8),
+        count=np.array([2, 3, 4]), surface=np.array([0, 7, 31], np.uint8),
+    )  # fmt: skip
+    x = Increments.from_raw(raw, catalogue)
+    assert x.surface is not None
+    rows = sorted(zip(x.kind.tolist(), x.surface.tolist(), x.count.tolist(), strict=True))
+    assert rows == [(0, 0, 2), (0, 7, 3), (0, 31, 4), (1, 0, 9)]
 
 
 def test_no_increments_from_nothing() -> None:
@@ -66,6 +81,7 @@ def test_no_increments_from_nothing() -> None:
         bucket=np.zeros(0, np.int64),
         metric=np.zeros(0, np.uint8),
         count=np.zeros(0, np.int64),
+        surface=np.zeros(0, np.uint8),
     )
     x = Increments.from_raw(raw, Catalogue())
     assert len(x) == 0 and len(decode(x.encode(1, {}, {0: 3}, "a")[0]).increments) == 0
@@ -105,6 +121,7 @@ def changed(**fields) -> bytes:  # type: ignore[no-untyped-def]
         (changed(to={"impressions": -1, "clicks": 0, "post-clicks": 0}), "range"), (changed(kind=b"\3" * 5), "range"),
         (changed(**{"from": {"impressions": 9, "clicks": 0, "post-clicks": 0}}), "range"), (changed(metric=b"\5" * 5), "range"),
         (changed(hash=b"\0" * 40), "range"), (changed(count=b"\0" * 40), "range"), (changed(bucket=b"\xff" * 20), "range"),
+        (changed(surface=b"\0" * 4), "schema"), (changed(surface=7), "schema"),
     ],
 )  # fmt: skip
 def test_malformed_records_are_refused_and_left_behind(value: bytes | None, reason: str) -> None:

@@ -12,8 +12,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from features_checks import SPEC, check_request, check_user
 from features_reference import Counters, World, h64
-from features_states import HOUR, Arrays, random_state
+from features_states import HOUR, SURFACES, Arrays, random_state
 
+from stream_dmgin.counters.increments import Increments
+from stream_dmgin.counters.learner import OnlineModel
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.features.build import FeatureBuilder
 from stream_dmgin.features.catalogue import Catalogue
@@ -37,7 +39,7 @@ class Case:
         self.catalogue = Catalogue()
         for item in self.items.values():
             self.catalogue.upsert(item)
-        self.table, self.reference = CounterTable(), Counters()
+        self.table, self.reference = CounterTable(OnlineModel()), Counters()
         self.count(3000)
         self.map = GroupMap(self.groups)
         self.builder = FeatureBuilder(SPEC, self.catalogue, self.table, self.map)
@@ -63,11 +65,19 @@ class Case:
             names.append(h64((self.names[r.integers(40)], f"c{r.integers(4)}", f"a{r.integers(9)}")[kind]))
         age = (10 ** r.uniform(0, 3.7, n)).astype(np.int64) - 3  # buckets; a few lie ahead of now
         buckets, metrics, counts = NOW // 900_000 - age, r.integers(0, 5, n), r.integers(1, 1000, n)
-        self.table.apply(
-            np.array(kinds, np.uint8), np.array(names, np.uint64), buckets, metrics.astype(np.uint8), counts
+        surfaces = SURFACES[r.integers(0, 4, n)] * (np.array(kinds) == 0)
+        self.table.take(
+            Increments(
+                np.array(kinds, np.uint8), np.array(names, np.uint64), buckets, metrics.astype(np.uint8), counts,
+                surfaces.astype(np.uint8),
+            )
+        )  # fmt: skip
+        rows = list(
+            zip(kinds, names, buckets.tolist(), metrics.tolist(), counts.tolist(), surfaces.tolist(), strict=True)
         )
-        for k, h, b, m, c in zip(kinds, names, buckets.tolist(), metrics.tolist(), counts.tolist(), strict=True):
+        for k, h, b, m, c, _ in rows:
             self.reference.add(COUNTER_KINDS[k], h, b, COUNTER_METRICS[m], c)
+        self.reference.online.learn(rows)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -13,6 +13,7 @@ from features_checks import SPEC, check_request, check_user
 from features_reference import Counters, World, h64
 
 from stream_dmgin.counters.increments import Increments
+from stream_dmgin.counters.learner import OnlineModel
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.features.build import FeatureBuilder
 from stream_dmgin.features.catalogue import Catalogue
@@ -94,7 +95,7 @@ def test_events_become_the_inputs_that_the_page_promises(seed: int) -> None:
         for i, n in enumerate(ITEMS[:25])
     }
     groups = GroupMap({n: int(r.integers(8)) for n in ITEMS[:20]})
-    catalogue, table, reference = Catalogue(SPEC), CounterTable(), Counters()
+    catalogue, table, reference = Catalogue(SPEC), CounterTable(OnlineModel()), Counters()
     for item in items.values():
         catalogue.upsert(item)
     engine = StateEngine.open(None, 0, groups)
@@ -109,7 +110,10 @@ def test_events_become_the_inputs_that_the_page_promises(seed: int) -> None:
         batch = batch_of(EVENTS, records)
         columns, bad = parse_events(batch, np.arange(3, dtype=np.uint8))
         assert not bad and engine.fold(columns, np.arange(len(records), dtype=np.int32)) == len(records)
-        table.apply(*Increments.from_raw(engine.take_increments(), catalogue).columns())
+        x = Increments.from_raw(engine.take_increments(), catalogue)
+        table.take(x)
+        surface = [0] * len(x) if x.surface is None else x.surface.tolist()
+        reference.online.learn(zip(*(c.tolist() for c in x.columns()), surface, strict=True))
         batch.release()
     arrays = UserArrays.allocate(4, SPEC.groups, SPEC.events)
     for name in ("g_key", "e_item", "s_item", "m_item"):  # what lies beyond is undefined: let it be odd

@@ -12,6 +12,7 @@ from stream_dmgin.log.base import Record, batch_of
 from stream_dmgin.state import layout
 from stream_dmgin.state.arrays import UserArrays
 from stream_dmgin.state.engine import StateEngine
+from stream_dmgin.state.hash import surface_of
 from stream_dmgin.state.parse import parse_events
 from stream_dmgin.topics import EVENTS
 
@@ -25,14 +26,14 @@ class Feed:
     def __init__(self, engine, offsets=(0, 0, 0)):
         self.engine, self.next = engine, list(offsets)
 
-    def __call__(self, *events, topic="clicks"):
+    def __call__(self, *events, topic="clicks", timestamp=T0 + 10**9):
         t = EVENTS.index(topic)
         records = []
         for e in events:
             e = {"user_id": "u", "item_id": "i", "ts": T0, **e} if isinstance(e, dict) else e
             value = msgpack.packb(e) if isinstance(e, dict) else e
             key = e["user_id"].encode() if isinstance(e, dict) else b"u"
-            records.append(Record(topic, self.engine.partition, self.next[t], T0 + 10**9, key, value))
+            records.append(Record(topic, self.engine.partition, self.next[t], timestamp, key, value))
             self.next[t] += 1
         cols, self.bad = parse_events(batch_of(EVENTS, records), np.arange(3, dtype=np.uint8))
         return self.engine.fold(cols, np.arange(len(records), dtype=np.int32))
@@ -117,6 +118,23 @@ def test_increments_by_item_quarter_and_metric(engine):
         ("b", b, 1): 1, ("b", b, 2): 5, ("b", b, 3): 1, ("b", b, 4): 2,
     }  # fmt: skip
     assert len(engine.take_increments()) == 0
+
+
+def test_increments_keep_surfaces_apart_where_something_is_learnt(engine):
+    feed = Feed(engine)
+    far = (1 << 47) - 1  # the last ts there can be
+    feed(
+        *({"item_id": "a", "event_id": f"{s}-{ts}", "surface": s, "ts": ts} for s in ("home", None) for ts in (T0, T0, far)),
+        topic="impressions", timestamp=far,
+    )  # fmt: skip
+    feed({"item_id": "a", "event_id": "c", "surface": "home", "dwell_ms": 5})
+    feed({"item_id": "a", "event_id": "o", "surface": "home", "type": "order"}, topic="post-clicks")
+    inc, home = engine.take_increments(), surface_of("home")
+    got = sorted(zip(inc.bucket.tolist(), inc.surface.tolist(), inc.metric.tolist(), inc.count.tolist(), strict=True))
+    b, end = T0 // 900_000, far // 900_000
+    assert got == [
+        (b, 0, 0, 1), (b, 0, 3, 1), (b, home, 0, 1), (b, home, 1, 1), (b, home, 2, 5), (end, 0, 0, 1), (end, home, 0, 1),
+    ]  # fmt: skip
 
 
 def test_events_that_were_published_add_no_increments(engine):

@@ -1,0 +1,124 @@
+"""The online model of one process: memory for what `counters/online.py` learns, and its rows in the store of checkpoints.
+
+20 MiB, whatever the log holds: 2^20 weights (8 MiB), 2^16 rows of 8 factors (4 MiB), 2^18 cells of residuals (8 MiB), each
+beside what its learning rate needs. What is new in a page of 4 KiB is saved with the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from stream_dmgin.counters.increments import Increments
+from stream_dmgin.counters.online import (
+    CELL_BITS,
+    CELL_WORDS,
+    FACTOR_BITS,
+    FACTOR_PAGES,
+    FACTOR_WORDS,
+    FACTORS,
+    LINEAR_BITS,
+    LINEAR_PAGES,
+    LINEAR_WORDS,
+    M_CELLS,
+    M_DIRTY,
+    M_FACTORS,
+    M_LINEAR,
+    N_MODEL,
+    PAGE_WORDS,
+    PAGES,
+    begin,
+    learn,
+    predict,
+)
+from stream_dmgin.errors import FormatError
+
+FORMAT = 1
+META = PREFIX = b"w"  # keys: of what describes the rows, and at the beginning of those of pages
+_SIZES = (LINEAR_BITS, FACTOR_BITS, FACTORS, CELL_BITS)
+
+
+class _Meta(msgspec.Struct, array_like=True):
+    point: (
+        bytes  # what the counters' checkpoint says of how far it is: the weights are of the same moment, or of no use
+    )
+    sizes: tuple[int, ...]
+    v: int = FORMAT
+
+
+class OnlineModel:
+    """Weights, factors and residuals. `addresses` is how kernels find them. One thread."""
+
+    def __init__(self) -> None:
+        self._linear: NDArray[np.float32] = np.zeros((1 << LINEAR_BITS, LINEAR_WORDS), np.float32)
+        self._factors: NDArray[np.float32] = np.zeros((1 << FACTOR_BITS, FACTOR_WORDS), np.float32)
+        self._cells: NDArray[np.float32] = np.zeros((1 << CELL_BITS, CELL_WORDS), np.float32)
+        self._dirty: NDArray[np.uint8] = np.zeros(PAGES, np.uint8)
+        begin(self._factors)
+        self.addresses: NDArray[np.int64] = np.zeros(N_MODEL, np.int64)
+        for at, array in (
+            (M_LINEAR, self._linear), (M_FACTORS, self._factors), (M_CELLS, self._cells), (M_DIRTY, self._dirty),
+        ):  # fmt: skip
+            self.addresses[at] = array.ctypes.data
+
+    def learn(self, table: NDArray[np.int64], x: Increments) -> None:
+        """Learn a range of events; `table`: the addresses of the counters, which have taken it already."""
+        surface = np.zeros(len(x), np.uint8) if x.surface is None else x.surface
+        learn(self.addresses.ctypes.data, table.ctypes.data, *x.columns(), surface)
+
+    def logit(self, h: int, surface: int, ts: int, first: int) -> float:
+        """What it would say now of an item (by hash, first counted at `first` in ms, -1: never) on a surface (its number) at
+        `ts`."""
+        return float(predict(self.addresses.ctypes.data, np.uint64(h), surface, ts, first))
+
+    def canonical(self) -> bytes:
+        """Bytes of everything learnt, equal if and only if two models are the same."""
+        return b"".join(a.tobytes() for a in (self._linear, self._factors, self._cells))
+
+    def to_rows(self, point: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Rows of the pages changed since the last call, and of `point`, the moment they belong to. Consume it whole before
+        anything more is learnt."""
+        changed = np.flatnonzero(self._dirty).tolist()
+        self._dirty[:] = 0
+        yield META, msgspec.msgpack.encode(_Meta(point, _SIZES))
+        for n in changed:
+            yield PREFIX + n.to_bytes(4, "big"), self._page(n).tobytes()
+
+    def _page(self, n: int) -> NDArray[np.float32]:
+        array, first = self._linear, 0
+        if n >= LINEAR_PAGES + FACTOR_PAGES:
+            array, first = self._cells, LINEAR_PAGES + FACTOR_PAGES
+        elif n >= LINEAR_PAGES:
+            array, first = self._factors, LINEAR_PAGES
+        page: NDArray[np.float32] = array.reshape(-1, PAGE_WORDS)[n - first]
+        return page
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[tuple[bytes, bytes]], point: bytes | None) -> OnlineModel | None:
+        """From the rows of a store; None where they aren't those of `point`, or of another format or size. Raises FormatError
+        where a page is damaged."""
+        out = cls()
+        fits = False
+        for key, value in rows:
+            if key == META:
+                fits = _known(value, point)
+                continue
+            n = int.from_bytes(key[len(PREFIX) :], "big")
+            if len(key) != len(PREFIX) + 4 or n >= PAGES or len(value) != 4 * PAGE_WORDS:
+                raise FormatError(
+                    "a page of the online model can't be read: remove the counters' directory, it is read again from the log"
+                )
+            out._page(n)[:] = np.frombuffer(value, "<f4")
+        return out if fits else None
+
+
+def _known(value: bytes, point: bytes | None) -> bool:
+    try:
+        meta: Any = msgspec.msgpack.decode(value, type=_Meta)
+    except msgspec.MsgspecError:
+        return False
+    return bool(meta.v == FORMAT and meta.sizes == _SIZES and meta.point == point)
