@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from stream_dmgin.errors import UsageError
@@ -20,6 +21,7 @@ from stream_dmgin.state.arrays import UserArrays
 from stream_dmgin.state.ops.stores import Stores
 from stream_dmgin.worker.followed import Followed
 from stream_dmgin.worker.health import Health
+from stream_dmgin.worker.releases import reads_online
 
 
 def score_by_hand(
@@ -32,7 +34,7 @@ def score_by_hand(
     model = load_model(settings["worker.model"], settings.data_dir)
     engine, _ = choose_engine(model)
     with open_log(settings.log, settings.kafka) as log, closing(
-        Followed(log, settings.prefix, settings.data_dir / "shared", Health(), lambda control: "online" in engine.spec.blocks)
+        Followed(log, settings.prefix, settings.data_dir / "shared", Health(), partial(reads_online, settings))
     ) as followed:  # fmt: skip
         followed.catch_up()
         with closing(stores.open(stores.partition_of(user))) as store:

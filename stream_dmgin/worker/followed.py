@@ -2,7 +2,7 @@
 their topics.
 
 `follow` never blocks; `catch_up` blocks until what the topics held when it was called is folded. The counters are saved every
-30 s, so that a restart reads the topic from there.
+30 s (5 min with the online model), so that a restart reads the topic from there.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ log_ = logging.getLogger(__name__)
 
 FOLLOW_S = 0.005  # the topics are looked at no more often
 CHECKPOINT_S = 30.0
+LEARNING_CHECKPOINT_S = 300.0  # the online model has pages of 20 MB to save where there is much traffic: 0.2 s
 CATCH_UP_S = 600.0
 Learns = Callable[[Mapping[str, Any]], bool]  # whether the online model is needed, by the records of the control topic
 QUIET_S = 5.0  # without a record, while the end isn't reached: is the log there at all?
@@ -82,7 +83,8 @@ class Followed:
             return
         self._looked = now
         self._take()
-        if now - self._saved > CHECKPOINT_S and not self._health.waiting:
+        every = CHECKPOINT_S if self.counters.online is None else LEARNING_CHECKPOINT_S
+        if now - self._saved > every and not self._health.waiting:
             self._checkpoint(now)
 
     def catch_up(self) -> None:
