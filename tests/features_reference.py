@@ -445,21 +445,21 @@ class World:
             minutes(now - here[0] if here else None),
         ]  # fmt: skip
 
-    # The block `online`: rings of (item, ts, surface), impressions and the clicks that count
+    # The block `online`: impressions in the ring as (item, ts, surface, clicked)
 
-    def rings(self, a: Any, b: int, events: list[Any], shown: list[Any]) -> tuple[list[Any], list[Any]]:
-        if not shown:
-            return [], []
-        seen = [(i, t, int(a.m_surface[b, k])) for k, (i, t) in enumerate(shown)]
-        clicked = [(i, t, int(a.s_surface[b, k])) for k, (i, c, t, _) in enumerate(events) if c == CLS["click"]]
-        return seen, [e for e in clicked if e[1] >= shown[-1][1]]
+    def rings(self, a: Any, b: int, events: list[Any], shown: list[Any]) -> list[Any]:
+        clicked = set()
+        for i, c, t, _ in events:
+            before = [k for k, (j, at) in enumerate(shown) if j == i and at <= t]
+            if c == CLS["click"] and before:
+                clicked.add(min(before))
+        return [(i, t, int(a.m_surface[b, k]), k in clicked) for k, (i, t) in enumerate(shown)]
 
-    def online_ratio(self, rings: tuple[list[Any], list[Any]], of: Any) -> float:
-        seen, clicked = rings
-        expected = sum(self.counters.online.p(i, at, t) for i, t, at in seen if of(i, t, at))
-        return ratio(sum(of(*e) for e in clicked), expected)
+    def online_ratio(self, ring: list[Any], of: Any) -> float:
+        mine = [e for e in ring if of(*e[:3])]
+        return ratio(sum(e[3] for e in mine), sum(self.counters.online.p(i, at, t) for i, t, at, _ in mine))
 
-    def online(self, item: int, now: int, surface: int, rings: tuple[list[Any], list[Any]]) -> list[float]:
+    def online(self, item: int, now: int, surface: int, rings: list[Any]) -> list[float]:
         model, c = self.counters.online, self.counters
         linear, factored = model.logits(item, surface, now)
         age = lambda i, t: 0 if c.first_ms(i) is None else age_class(t - c.first_ms(i))  # noqa: E731
