@@ -4,8 +4,10 @@ Files: `train/` and `validation/`, each with `behaviors.parquet` and `history.pa
 own list (position, length, read time) becomes an input.
 
 What becomes visible when: exposures and clicks when the page is left (impression_time + read_time + 1 s), the reading of a
-clicked article when that ends (+ next_read_time + 1 s). `train/history` is known from the start; `validation/history` from
-the first moment of validation's week, without what is already known, and never in the shared counters.
+clicked article when that ends (+ next_read_time + 1 s). `train/history` is known from the start, to the shared counters too;
+`validation/history` from the first moment of validation's week, without what is already known, and never in the shared counters.
+The clicks of a history have no impressions beside them: they are of type `history`, an interest and no hit of a click rate. A
+list shown on an article's page says that the user came to that article: a `visit`, visible when the page is left.
 """
 
 from __future__ import annotations
@@ -101,6 +103,8 @@ def load(path: Path) -> form.Dataset:
     read = {k: v[known] for k, v in clicked.items()}
     dwell = _seconds(t["next_read_time"])[read["row"]]
     at = left[read["row"]]
+    came = np.flatnonzero(pc.is_valid(t["article_id"]).to_numpy(zero_copy_only=False))
+    visits = {"row": came, "article": t["article_id"].to_numpy()[came].astype(np.int64)}
     first, second = _history(path / "train", what), _history(path / "validation", what)
     clicks = {
         "user": t["user_id"].to_numpy()[clicked["row"]],
@@ -112,11 +116,12 @@ def load(path: Path) -> form.Dataset:
     events = form.in_visible_order(
         pa.concat_tables(
             [
-                _past(first, first["ts"]),
-                _past(fresh, np.full(len(fresh["ts"]), week2)),
+                _past(first, first["ts"], True),
+                _past(fresh, np.full(len(fresh["ts"]), week2), False),
                 part("impressions", "impression", seen, time[seen["row"]], (left + LAG_MS)[seen["row"]]),
                 part("clicks", "click", clicked, left[clicked["row"]], (left + LAG_MS)[clicked["row"]]),
                 part("post-clicks", "read", read, at, at + dwell + LAG_MS, dwell),
+                part("post-clicks", "visit", visits, time[visits["row"]], (left + LAG_MS)[visits["row"]]),
             ]
         )
     )
@@ -177,22 +182,22 @@ def _unknown(second: Columns, first: Columns, clicks: Columns) -> tuple[Columns,
     return {k: v[~held] for k, v in second.items()}, int(held.sum())
 
 
-def _past(x: Columns, visible: NDArray[np.int64]) -> pa.Table:
+def _past(x: Columns, visible: NDArray[np.int64], shared: bool) -> pa.Table:
     n = len(x["ts"])
     user, article = form.strings(x["user"]), form.strings(x["article"])
     return form.table(
         form.EVENTS,
         {
-            "topic": pa.repeat("clicks", n),
+            "topic": pa.repeat("post-clicks", n),
             "user_id": user,
             "item_id": article,
             "ts": x["ts"],
             "visible_at": visible,
             "event_id": pc.binary_join_element_wise(pa.scalar("h"), user, article, form.strings(x["ts"]), "-"),
-            "type": pa.repeat("click", n),
+            "type": pa.repeat("history", n),
             "request_id": pa.nulls(n, pa.string()),
             "dwell_ms": x["dwell"],
             "surface": pa.nulls(n, pa.string()),
-            "shared": pa.repeat(False, n),
+            "shared": pa.repeat(shared, n),
         },
     )

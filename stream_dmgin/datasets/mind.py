@@ -120,7 +120,7 @@ def _history(t: pa.Table, start: int) -> pa.Table:
             "item_id": a,
             "ts": at,
             "visible_at": at,
-            "type": pa.repeat("click", n),
+            "type": pa.repeat("history", n),
             "event_id": [f"h-{x}-{k}" for x, k in zip(u, at, strict=True)],
             "shared": pa.repeat(False, n),
         },

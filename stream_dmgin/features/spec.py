@@ -45,10 +45,11 @@ BEHAVIOUR_CLASSES = ("impression", "click", "weak", "strong", "payment", "negati
 # type name -> class; a type not named here is "other"
 CLASS_OF_TYPE = {
     "impression": "impression", "click": "click", "pv": "click", "view": "click",
-    "share": "weak", "comment": "weak", "profile": "weak", "long_view": "weak", "like": "strong", "follow": "strong",
+    "share": "weak", "comment": "weak", "profile": "weak", "visit": "weak", "long_view": "weak", "like": "strong", "follow": "strong",
     "forward": "weak", "cart": "strong", "favourite": "strong", "favorite": "strong", "fav": "strong",
     "order": "payment", "buy": "payment", "payment": "payment", "purchase": "payment",
     "negative": "negative", "hate": "negative", "dislike": "negative", "dwell": "dwell", "read": "dwell",
+    "history": "weak",  # a click from before impressions were logged: an interest, but no hit of a click rate
 }  # fmt: skip
 N_CLS = len(BEHAVIOUR_CLASSES)
 

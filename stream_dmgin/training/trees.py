@@ -2,9 +2,10 @@
 
 Inputs are the candidate's counters and pairs (c_dense), the user's features (u_dense) and the surface as a category;
 groups and events enter through the counts made of them alone. Strong regularisation, early stop on the valid rows, the mean of
-several boosters of other seeds. Where requests are lists, further boosters learn the order inside a list:
-their loss starts from log(1 / length of the list), known only in training, so that what they add is what sets a row apart from
-its neighbours. A score never sees its own list. All boosters together are one `Forest`, which is also what serves.
+several boosters of other seeds. Where requests are lists, the click is also taken apart: boosters for the order inside a list, whose
+loss starts from log(1 / length of the list), so that what they add is what sets a row apart from its neighbours; and one for the
+expected logarithm of that length. Lengths are known only in training: a score never sees its own list. All boosters together are
+one `Forest`, which is also what serves.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -27,14 +29,15 @@ from stream_dmgin.training.rows import TrainingRows
 
 Floats = NDArray[np.float64]
 WEIGHTS = np.linspace(0.0, 1.5, 16)
+CLICK, ORDER, LENGTH = "click", "order", "length"  # what boosters aim at
 
 
 @dataclass(frozen=True)
 class TreeOptions:
     """How to boost. `bags`: boosters of each kind, of which the mean counts.
 
-    `patience`: rounds without a gain before stopping. `order_weight`: of the boosters for the order inside lists; None: the one of WEIGHTS
-    with the smallest logloss on the valid rows.
+    `patience`: rounds without a gain before stopping. `order_weight`: of the logit by way of the list (order inside it, less its expected
+    length); None: the one of WEIGHTS with the smallest logloss on the valid rows.
     """
 
     leaves: int = 15
@@ -46,8 +49,9 @@ class TreeOptions:
     rounds: int = 3000
     patience: int = 100
     bags: int = 1
-    order: bool = True  # boosters for the order inside lists, where there are lists
+    order: bool = True  # boosters for the order inside lists and for their length, where there are lists
     order_weight: float | None = None
+    without: tuple[str, ...] = ()  # inputs that no tree may ask for, as shell patterns of their names
     seed: int = 1
 
 
@@ -55,8 +59,8 @@ class TreeOptions:
 class Trees:
     """Fitted boosters as one forest, whose score is the raw logit.
 
-    `rounds` of each booster, pointwise ones first; `weight` of the order; `gains`: share of the gain that each input brought,
-    greatest first.
+    `rounds` of each booster: of the click, the order, the length; `weight` of the way by the list; `gains`: share of the gain that each
+    input brought, greatest first.
     """
 
     forest: Forest
@@ -102,20 +106,24 @@ def train_trees(
     UsageError where lightgbm is not installed, InputError where either part has no rows of both classes.
     """
     started = time.monotonic()
-    learn, judge = _Part(rows, train_requests, "training"), _Part(rows, valid_requests, "validation")
-    pointwise = _boost(options, learn, judge, False)
-    order = _boost(options, learn, judge, True) if options.order and learn.length.max() > 1 else []
-    flat = _mean(rows, pointwise)
+    learn = _Part(rows, train_requests, "training", options.without)
+    judge = _Part(rows, valid_requests, "validation", options.without)
+    pointwise = _boost(options, learn, judge, CLICK)
+    lists = options.order and learn.length.max() > 1
+    order = _boost(options, learn, judge, ORDER) if lists else []
+    length = _boost(replace(options, bags=1), learn, judge, LENGTH) if lists else []
+    flat = forest = _mean(rows, pointwise)
     weight = 0.0
-    if order:
-        z, s = (forest_logits(f, rows, valid_requests)[judge.known] for f in (flat, _mean(rows, order)))
+    if lists:
+        inside = _inside(rows, order, length)
+        z, s = (forest_logits(f, rows, valid_requests)[judge.known] for f in (flat, inside))
         fixed = options.order_weight
         weight = best_weight(lambda w: z + w * s, judge.y, WEIGHTS) if fixed is None else fixed
-    forest = joined([(flat, 1.0), (_mean(rows, order), weight)]) if weight else flat
+        forest = joined([(flat, 1.0), (inside, weight)]) if weight else flat
     z = forest_logits(forest, rows, valid_requests)[judge.known]
     platt = fit_platt(z, judge.y)
     p = sigmoid(platt[0] * z + platt[1])
-    rounds = tuple(int(b.best_iteration) for b in (*pointwise, *order))
+    rounds = tuple(int(b.best_iteration) for b in (*pointwise, *order, *length))
     best = Point(rounds[0], rounds[0], float("nan"), logloss(judge.y, p), auc(judge.y, z), time.monotonic() - started)
     if report is not None:
         report(best)
@@ -127,12 +135,14 @@ def refit_trees(rows: TrainingRows, requests: Requests, before: Trees) -> Trees:
 
     Nothing is held out, so that the newest rows count too.
     """
-    learn, o = _Part(rows, requests, "training"), before.options
-    pointwise = _boost(o, learn, None, False, before.rounds[: o.bags])
-    order = _boost(o, learn, None, True, before.rounds[o.bags :]) if before.weight else []
+    o = before.options
+    learn = _Part(rows, requests, "training", o.without)
+    pointwise = _boost(o, learn, None, CLICK, before.rounds[: o.bags])
     forest = _mean(rows, pointwise)
-    if order:
-        forest = joined([(forest, 1.0), (_mean(rows, order), before.weight)])
+    if before.weight:
+        order = _boost(o, learn, None, ORDER, before.rounds[o.bags : -1])
+        length = _boost(replace(o, bags=1), learn, None, LENGTH, before.rounds[-1:])
+        forest = joined([(forest, 1.0), (_inside(rows, order, length), before.weight)])
     return replace(before, forest=forest, gains=_gains(pointwise, learn.names))
 
 
@@ -150,8 +160,11 @@ def best_weight(blend: Callable[[float], Floats], labels: NDArray[np.int8], weig
 class _Part:
     """Known rows of some requests: inputs, labels, and the length of each row's list."""
 
-    def __init__(self, rows: TrainingRows, requests: Requests, name: str) -> None:
+    def __init__(self, rows: TrainingRows, requests: Requests, name: str, without: tuple[str, ...] = ()) -> None:
         x, self.names = design(rows, requests)
+        for k, column in enumerate(self.names):
+            if any(fnmatchcase(column, pattern) for pattern in without):
+                x[:, k] = 0.0  # a constant is never split
         y = rows.labels()[rows.rows_of(requests)]
         self.known = y >= 0
         n = rows["r_rows"][requests]
@@ -161,23 +174,24 @@ class _Part:
             raise InputError(f"the {name} days hold no rows with both labels ({len(self.y)} rows): choose other days")
 
 
-def _boost(o: TreeOptions, learn: _Part, judge: _Part | None, offsets: bool, rounds: tuple[int, ...] = ()) -> list[Any]:
-    """`o.bags` boosters; stopped by `judge`, or after so many `rounds` each."""
+def _boost(o: TreeOptions, learn: _Part, judge: _Part | None, aim: str, rounds: tuple[int, ...] = ()) -> list[Any]:
+    """`o.bags` boosters for one aim; stopped by `judge`, or after so many `rounds` each."""
     lgb = _lightgbm()
     sets: list[Any] = []
     for part in (learn, judge):
         if part is not None:
-            start = -np.log(part.length) if offsets else None
+            start = -np.log(part.length) if aim == ORDER else None
+            label = np.log(part.length) if aim == LENGTH else part.y
             reference = sets[0] if sets else None
             sets.append(
                 lgb.Dataset(
-                    part.x, part.y, init_score=start, feature_name=learn.names, categorical_feature=["surface"],
+                    part.x, label, init_score=start, feature_name=learn.names, categorical_feature=["surface"],
                     reference=reference, params={"min_data_per_group": o.rows_a_leaf, "verbosity": -1}, free_raw_data=False,
                 )
             )  # fmt: skip
     out = []
     for bag in range(o.bags):
-        parameters = _parameters(o, o.seed + 1000 * bag)
+        parameters = _parameters(o, o.seed + 1000 * bag, "regression" if aim == LENGTH else "binary")
         if judge is None:
             made = lgb.train(parameters, sets[0], rounds[bag])
             made.best_iteration = rounds[bag]
@@ -187,6 +201,11 @@ def _boost(o: TreeOptions, learn: _Part, judge: _Part | None, offsets: bool, rou
             ])  # fmt: skip
         out.append(made)
     return out
+
+
+def _inside(rows: TrainingRows, order: list[Any], length: list[Any]) -> Forest:
+    """The logit by way of the list: how it stands inside its list, less the expected logarithm of the list's length."""
+    return joined([(_mean(rows, order), 1.0), (_mean(rows, length), -1.0)])
 
 
 def _mean(rows: TrainingRows, boosters: list[Any]) -> Forest:
@@ -200,9 +219,9 @@ def _gains(boosters: list[Any], names: list[str]) -> dict[str, float]:
     return {names[i]: float(share[i]) for i in np.argsort(-share)}
 
 
-def _parameters(o: TreeOptions, seed: int) -> dict[str, Any]:
+def _parameters(o: TreeOptions, seed: int, objective: str) -> dict[str, Any]:
     return {
-        "objective": "binary", "num_leaves": o.leaves, "min_data_in_leaf": o.rows_a_leaf, "lambda_l2": o.l2,
+        "objective": objective, "num_leaves": o.leaves, "min_data_in_leaf": o.rows_a_leaf, "lambda_l2": o.l2,
         "feature_fraction": o.feature_fraction, "bagging_fraction": o.row_fraction, "bagging_freq": 1, "learning_rate": o.lr,
         "min_data_per_group": o.rows_a_leaf, "cat_l2": o.l2, "seed": seed, "deterministic": True, "force_col_wise": True,
         "num_threads": 1, "verbosity": -1,

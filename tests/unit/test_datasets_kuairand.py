@@ -115,6 +115,7 @@ def test_ebnerd(tmp_path: Path) -> None:
                 "impression_id": 101,
                 "impression_time": t0 + week + minute,
                 "user_id": 1,
+                "article_id": 4.0,  # shown on the page of an article
                 "article_ids_inview": [9],
                 "article_ids_clicked": [],
             }
@@ -134,7 +135,8 @@ def test_ebnerd(tmp_path: Path) -> None:
     zero = ebnerd.DAY0_MS
     e = [(r["type"], r["item_id"], (r["visible_at"] - zero) // 1000, r["shared"]) for r in d.events.to_pylist()]
     assert e == [
-        ("click", "6", -60, False), ("impression", "7", 71, True), ("impression", "8", 71, True), ("click", "8", 71, True),
-        ("read", "8", 76, True), ("click", "5", 7 * 86400, False), ("impression", "9", 7 * 86400 + 71, True),
+        ("history", "6", -60, True), ("impression", "7", 71, True), ("impression", "8", 71, True), ("click", "8", 71, True),
+        ("read", "8", 76, True), ("history", "5", 7 * 86400, False), ("impression", "9", 7 * 86400 + 71, True),
+        ("visit", "4", 7 * 86400 + 71, True),
     ]  # fmt: skip
     assert d.meta.dropped == {"history_already_known": 2}

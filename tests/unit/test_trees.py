@@ -56,7 +56,7 @@ def test_trees_learn_calibrate_and_repeat_themselves(candidates: int) -> None:
     p = fitted.calibration.apply("ctr", z)
     assert auc(y[y >= 0], p[y >= 0]) > 0.8 and ece(y[y >= 0], p[y >= 0]) < 0.08
     assert fitted.curve[0].valid_logloss == pytest.approx(logloss(y[y >= 0], p[y >= 0]))
-    assert len(fitted.rounds) == (2 if candidates > 1 else 1)
+    assert len(fitted.rounds) == (3 if candidates > 1 else 1)
     assert next(iter(fitted.gains)) in (SPEC.candidate_features[3], "surface", "u_" + SPEC.user_features[2])
     np.testing.assert_array_equal(train_trees(rows, learn, judge, OPTIONS).logits(rows, judge), z)
     assert not np.array_equal(train_trees(rows, learn, judge, replace(OPTIONS, seed=2)).logits(rows, judge), z)
@@ -65,7 +65,7 @@ def test_trees_learn_calibrate_and_repeat_themselves(candidates: int) -> None:
 def test_a_score_does_not_depend_on_the_list_it_is_in() -> None:
     rows = make(4, 2000)
     fitted = train_trees(rows, rows.between(0, 7), rows.between(7, 10), replace(OPTIONS, order_weight=0.6))
-    assert fitted.weight == 0.6 and len(fitted.rounds) == 2
+    assert fitted.weight == 0.6 and len(fitted.rounds) == 3
     z = fitted.logits(rows, np.arange(rows.requests))
     of = np.repeat(np.arange(rows.requests), rows["r_rows"])
     for k in (5, 77):
@@ -73,6 +73,14 @@ def test_a_score_does_not_depend_on_the_list_it_is_in() -> None:
             rows["c_dense"][k : k + 1], rows["u_dense"][of[k : k + 1]], rows["x_cat"][of[k : k + 1]], np.array([1])
         )
         assert alone[0] == z[k]
+
+
+def test_inputs_left_out_are_in_no_tree() -> None:
+    rows = make(4, 2000)
+    learn, judge = rows.between(0, 7), rows.between(7, 10)
+    best = next(iter(train_trees(rows, learn, judge, OPTIONS).gains))
+    less = train_trees(rows, learn, judge, replace(OPTIONS, without=(best[:3] + "*",)))
+    assert less.gains[best] == 0.0 and max(less.gains.values()) > 0.0
 
 
 def test_bags_are_averaged() -> None:
