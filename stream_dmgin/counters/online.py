@@ -5,7 +5,7 @@ An increment is a lesson: n impressions add n p x to the gradient, c clicks -c x
 the clicks that the model expected when it learnt are kept next to those that came, decayed, by item and by item x surface.
 
 Whoever applies the same ranges in the same order has the same weights bit for bit: all arithmetic is plain, in one order, without
-the C library's functions. A lesson takes about 0.3 us an event, a prediction 0.1 us.
+the C library's functions. A lesson takes about 0.8 us, a prediction 0.1 us.
 """
 
 from __future__ import annotations
