@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from stream_dmgin.bench import machine, read, recover
+from stream_dmgin.features.spec import BLOCKS, InputSpec
 from stream_dmgin.models.registry import load_model
 from stream_dmgin.scoring.engine import choose_engine
 from stream_dmgin.state import warm
@@ -19,7 +20,7 @@ from stream_dmgin.state import warm
 def main() -> None:
     t = time.perf_counter()
     warm.main()
-    read.measure([20, 200], users=2)
+    read.measure([20, 200], users=2, spec=InputSpec(blocks=BLOCKS))
     recover.measure("file", 1_000)
     with tempfile.TemporaryDirectory() as tmp:
         city = ["--users", "20", "--items", "50", "--seconds", "3600", "--events-per-s", "1", "--requests-per-s", "1"]
