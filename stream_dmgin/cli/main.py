@@ -24,6 +24,7 @@ NOUNS = {
     "dead-letters": "records that could not be processed: list, show, replay, skip",
     "score": "one request by hand, with an explanation",
     "train": "train a model on a replayed log",
+    "refit": "the running model learns from what came since, guarded by a replayed comparison",
     "evaluate": "train, replay and measure on a public log",
     "lifelong": "how near models come to the truth, by length of life, in the simulated city",
     "model": "list, show, check, export",

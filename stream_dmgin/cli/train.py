@@ -45,6 +45,10 @@ from stream_dmgin.cli.common import Context, common_options
     show_default=True,
     help="the network, boosted trees, or both as one (extra `trees`)",
 )
+@click.option(
+    "--from", "parent", metavar="ID|DIR",
+    help="begin with the weights of a released model, whose sizes and inputs are taken; --epochs and --lr are then the recipe's of [refit]",
+)  # fmt: skip
 @click.option("--epochs", type=click.IntRange(1), help="passes over the rows [default: the log's recipe]")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="learning rate [default: the log's recipe]")
 @click.option("--seed", type=int, default=1, show_default=True)
@@ -64,7 +68,7 @@ from stream_dmgin.cli.common import Context, common_options
 def command(
     ctx: Context, data: Path, train_days: str, valid_days: str, out: Path, groups: Path | None, recipe: str | None, epochs: int | None,
     lr: float | None, seed: int, blocks: str | None, rows_dir: Path | None, checkpoint: Path | None, checkpoint_steps: int,
-    architecture: str,
+    architecture: str, parent: str | None,
 ) -> None:  # fmt: skip
     """Replay a log, train a model on it, calibrate it, and write its folder with a card.
 
@@ -76,10 +80,12 @@ def command(
     from stream_dmgin.datasets.grouping import group_map
     from stream_dmgin.errors import UsageError
     from stream_dmgin.groups.map import GroupMap
+    from stream_dmgin.models.registry import load_model
     from stream_dmgin.training import recipes, release
     from stream_dmgin.training.evaluate import days
     from stream_dmgin.training.options import Point
     from stream_dmgin.training.parallel import joined
+    from stream_dmgin.training.parent import begun_with
 
     log = form.read(data)
     chosen = recipes.read(recipes.find(recipe), log.meta) if recipe else recipes.of(log.meta)
@@ -90,7 +96,16 @@ def command(
         )
     if blocks is not None:
         chosen = recipes.with_blocks(chosen, recipes.block_names(blocks))
-    options = replace(chosen.options, seed=seed, epochs=epochs or chosen.options.epochs, lr=lr or chosen.options.lr)
+    options, begun = chosen.options, None
+    if parent is not None:
+        if architecture == "trees":
+            raise UsageError("--from is for networks; trees are grown anew: leave it out, or use `stream-dmgin refit`")
+        begun = load_model(parent, ctx.settings.data_dir)
+        wanted = chosen.config if recipe or blocks is not None else None
+        config = begun_with(begun, chosen.config.heads, chosen.config.spec.item_numbers, wanted)
+        chosen = replace(chosen, config=config)
+        options = replace(options, epochs=chosen.refit.epochs, lr=chosen.refit.lr)
+    options = replace(options, seed=seed, epochs=epochs or options.epochs, lr=lr or options.lr)
     spans = release.Spans(
         days(log.meta, train_days, "--train-days"), days(log.meta, valid_days, "--valid-days"), train_days, valid_days
     )
@@ -114,7 +129,7 @@ def command(
 
         done = release.release(
             log, mapped, rows, chosen.config, options, spans, out, ["stream-dmgin", *sys.argv[1:]], checkpoint, report, ranks,
-            checkpoint_steps, lambda step, steps: progress.update(fitting, completed=step, total=steps), architecture, chosen.trees,
+            checkpoint_steps, lambda step, steps: progress.update(fitting, completed=step, total=steps), architecture, chosen.trees, begun,
         )  # fmt: skip
     if ranks.first:
         ctx.emit(done, lambda d: f"{d['model']} in {d['path']}: " + ", ".join(

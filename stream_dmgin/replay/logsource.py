@@ -83,7 +83,7 @@ class LogSource:
         self._control, _, _ = read_control(log, prefix)
         events = without_ordered(read_all(log, [prefix + t for t in topics.EVENTS]), self._control)
         order = np.lexsort((events.offset, events.partition, events.topic, events.timestamp))
-        self._events, self._order = events, order
+        self.recorded, self._order = events, order
         self.partitions: Sequence[int] = sorted(log.ends(prefix + topics.REQUESTS))
         self.requests = self._requests()
         start = int(events.timestamp[order[0]]) if len(events) else 0
@@ -92,7 +92,7 @@ class LogSource:
     @property
     def count(self) -> int:
         """Events in all."""
-        return len(self._events)
+        return len(self.recorded)
 
     def items(self) -> Iterator[Item]:
         """The newest record of each item."""
@@ -107,7 +107,7 @@ class LogSource:
 
     def events(self) -> Iterator[EventChunk]:
         """Events by record timestamp; ties by topic, partition, offset."""
-        e = self._events
+        e = self.recorded
         for start in range(0, len(e), CHUNK):
             at = self._order[start : start + CHUNK]
             batch = _batch(e, at)
@@ -116,7 +116,7 @@ class LogSource:
     def _requests(self) -> Requests:
         asked = read_all(self._log, [self._prefix + topics.REQUESTS])
         erased = erased_users(asked, self._control)
-        shown, clicked = feedback(self._events)
+        shown, clicked = feedback(self.recorded)
         out = Requests([], [], *(np.zeros(0, np.int64),) * 2, np.zeros(0, np.int32), np.zeros(1, np.int64), [], np.zeros(0, np.int8),
                        np.zeros(0), np.zeros(0), [])  # fmt: skip
         nothing: set[str] = set()

@@ -81,10 +81,12 @@ def card(name: str, config: DMGINConfig, training: dict[str, Any], seconds: floa
         f"{len(spec.candidate_features)} columns a candidate, {len(spec.user_features)} a user.",
         "",
         "## Trained on",
-        f"`{made['dataset']}`, days {made['train_days']} ({made['train_rows']:,} rows); chosen and calibrated on days "
+        f"`{made['dataset']}`, days {made['train_days']} ({made['train_rows']:,} rows); "
+        f"{'judged' if made.get('refit') else 'chosen and calibrated'} on days "
         f"{made['valid_days']} ({made['valid_rows']:,} rows); {made['period'][0]} to {made['period'][1]}; "
         f"group map `{made['groups']}`; {made['steps']:,} steps, {seconds:.0f} s by {made['processes']} "
-        f"process{'es' if made['processes'] > 1 else ''} of one thread ({platform.machine()}).",
+        f"process{'es' if made['processes'] > 1 else ''} of one thread ({platform.machine()})."
+        + (f" It began with the weights of `{made['parent']}`." if made.get("parent") else ""),
         "",
         "## How to make it again",
         "    " + shlex.join(command),
@@ -93,8 +95,10 @@ def card(name: str, config: DMGINConfig, training: dict[str, Any], seconds: floa
         f"same weights on the same machine. SHA-256 of the training rows' labels and times: `{made['rows_sha256']}`; of the "
         "weights: `weights_sha256` in `config.json`; both with the calibration are in the eight digits of the model's id.",
         "",
-        "## Measured on the valid days",
-        "These days chose the weights and the calibration, so that the figures flatter.",
+        "## Measured on the rows that judged it" if made.get("refit") else "## Measured on the valid days",
+        "The newest ones: neither weights nor calibration learned from them, but they let the model through."
+        if made.get("refit")
+        else "These days chose the weights and the calibration, so that the figures flatter.",
         "",
         "| head | rows | rate | predicted | AUC | GAUC | logloss | ECE (of a perfect model) |",
         "|---|---|---|---|---|---|---|---|",

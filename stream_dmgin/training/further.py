@@ -7,6 +7,7 @@ no reason to stretch, and gives logits of the old scale again, so that the calib
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -16,23 +17,22 @@ from stream_dmgin.training.loop import Fitted, Options, Requests, Run
 from stream_dmgin.training.objective import blended, with_lists
 from stream_dmgin.training.options import RefitOptions
 from stream_dmgin.training.rows import TrainingRows
-from stream_dmgin.training.start import rescaled, usual_length
-
-FLAT = 0.05  # a slope below this is no scale to go on from
+from stream_dmgin.training.start import rescaled, scales, usual_length
 
 
 def further(
-    before: Fitted, rows: TrainingRows, requests: Requests, known: Requests, options: Options, refit: RefitOptions
-) -> Fitted:
+    before: Fitted, rows: TrainingRows, requests: Requests, known: Requests, options: Options, refit: RefitOptions,
+    progress: Callable[[int, int], None] | None = None,
+) -> Fitted:  # fmt: skip
     """The network of `before`, which has learned from the requests `known`, after learning from `requests`, of which those are new
     that aren't among the `known`. Without new ones it is `before` itself. One thread, the same again by seed."""
     new = np.setdiff1d(requests, known)
     if not len(new):
         return before
-    platt = {h: (a, b) for h, (a, b) in before.calibration.platt.items() if a > FLAT}
+    platt = scales(before.calibration.platt)
     chosen = with_older(new, np.intersect1d(requests, known), refit.old, options.seed)
     schedule = replace(options, epochs=refit.epochs, lr=refit.lr)
-    made = _learned(before, rows, chosen, schedule, rescaled(before.network, platt))
+    made = _learned(before, rows, chosen, schedule, rescaled(before.network, platt), progress)
     back = {h: (1.0 / a, -b / a) for h, (a, b) in platt.items()}
     return replace(before, network=rescaled(made, back).eval().requires_grad_(False))
 
@@ -44,7 +44,9 @@ def with_older(new: Requests, known: Requests, old: float, seed: int) -> Request
     return np.sort(np.concatenate([new, lot.choice(known, n, replace=False)]))
 
 
-def _learned(before: Fitted, rows: TrainingRows, requests: Requests, options: Options, start: Trunk) -> Trunk:
+def _learned(before: Fitted, rows: TrainingRows, requests: Requests, options: Options, start: Trunk,
+    progress: Callable[[int, int], None] | None,
+) -> Trunk:  # fmt: skip
     """The running mean of the weights after all passes, from `start`."""
     lists = options.lists > 0 and bool((rows["r_rows"][requests] > 1).any())
     build = type(before.network)
@@ -53,6 +55,8 @@ def _learned(before: Fitted, rows: TrainingRows, requests: Requests, options: Op
     for epoch in range(options.epochs):
         for part in rows.parts(options.batch, requests, np.random.default_rng([options.seed, epoch]), options.stretch):
             run.step(part)
+            if progress is not None:
+                progress(run.at.step, run.steps)
     if not lists:
         return run.mean
     share = 1.0 / (1.0 + before.list_weight)  # of two outputs that began alike, one again

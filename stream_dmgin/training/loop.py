@@ -202,6 +202,10 @@ def train(
         if checkpoint is not None and ranks.first:
             disk.save(checkpoint, who, run.parts, at)
 
+    if start is not None and at.best is None:  # what it begins with is a choice, too
+        point = run.validate(valid, valid_requests, time.monotonic() - started)
+        if report is not None:
+            report(point)
     while at.epoch < options.epochs and not at.stopped:
         generator = np.random.default_rng([options.seed, at.epoch])
         for part in rows.parts(options.batch, train_requests, generator, options.stretch)[at.done :]:

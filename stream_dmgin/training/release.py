@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 import stream_dmgin
-from stream_dmgin.datasets.form import Dataset
+from stream_dmgin.datasets.form import Dataset, Meta
 from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.groups.map import GroupMap
-from stream_dmgin.models.registry import save_model
+from stream_dmgin.models.registry import Model, save_model
 from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.replay.rows import training_rows
 from stream_dmgin.replay.source import DatasetSource
@@ -25,8 +25,9 @@ from stream_dmgin.training.curve import write_curve
 from stream_dmgin.training.heads import head_measures, rows_as_of
 from stream_dmgin.training.loop import Options, Point, Requests, train
 from stream_dmgin.training.parallel import ALONE, Ranks
+from stream_dmgin.training.parent import start_of
 from stream_dmgin.training.rows import TrainingRows
-from stream_dmgin.training.served import of_both, of_network, of_trees
+from stream_dmgin.training.served import Served, of_both, of_network, of_trees
 from stream_dmgin.training.trees import TreeOptions
 
 Span = tuple[int, int]  # ms, [from, to)
@@ -85,11 +86,11 @@ def release(
     data: Dataset, groups: GroupMap, rows: TrainingRows, config: DMGINConfig, options: Options, spans: Spans, out: Path,
     command: Sequence[str], checkpoint: Path | None = None, report: Callable[[Point], None] | None = None, ranks: Ranks = ALONE,
     checkpoint_steps: int = 0, progress: Callable[[int, int], None] | None = None, architecture: str = "dmgin",
-    trees: TreeOptions = TreeOptions(),
+    trees: TreeOptions = TreeOptions(), parent: Model | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train on the rows of `rows_for`, write the model's folder `out` (its name is the model's) and curve.csv; what `train -o json`
     prints. Labels count as known at the end of the valid days. Of several processes the first writes. `architecture`: one of
-    `models/registry.py`; UsageError for trees by several processes.
+    `models/registry.py`; UsageError for trees by several processes. `parent`: the release whose network is begun with, of the same config.
     """
     started = time.monotonic()
     source = DatasetSource(data)
@@ -104,37 +105,16 @@ def release(
     else:
         network = train(
             config, known, chosen, known, judged, options, checkpoint, report, ranks=ranks, checkpoint_steps=checkpoint_steps,
-            progress=progress,
+            progress=progress, start=start_of(parent) if parent is not None else None,
         )  # fmt: skip
         fitted = of_network(network)
         if architecture == "stack":
             fitted = of_both(network, known, chosen, judged, replace(trees, seed=options.seed), report)
-    logits = fitted.logits(known, judged, ranks)
     seconds = time.monotonic() - started
-    take = known.rows_of(judged)
-    y, p = known.labels()[take], fitted.calibration.apply("ctr", logits["ctr"][take])
-    period = (known["r_ts"][min(chosen[0], judged[0])], known["r_ts"][max(chosen[-1], judged[-1])])
-    training = {
-        "dataset": data.meta.dataset,
+    training = described(fitted, known, chosen, judged, options, trees, data.meta, groups.id, ranks) | {
         "train_days": spans.train_days,
         "valid_days": spans.valid_days,
-        "period": [time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(int(t) / 1000)) for t in period],
-        "train_rows": len(rows.rows_of(chosen)),
-        "valid_rows": len(take),
-        "rows_sha256": digest(known, np.concatenate([chosen, judged])),
-        "groups": groups.id,
-        "options": asdict(options),
-        "trees": asdict(trees) if fitted.forest is not None else None,
-        "processes": ranks.world,
-        "architecture": fitted.architecture,
-        "steps": fitted.steps,
-        "list_weight": fitted.list_weight,
-        "valid": head_measures(logits, fitted.calibration, known, judged, data.meta.gauc == "user"),
-        "segments": segments(known, judged, p),
-        "reliability": reliability(y[y >= 0], p[y >= 0]),
-        "platt": {k: list(v) for k, v in fitted.calibration.platt.items()},
-        "stream_dmgin": getattr(stream_dmgin, "__version__", ""),
-        "torch": torch.__version__.split("+")[0],
+        "parent": parent.id if parent is not None else None,
     }
     name, ident = out.name, ""
     if ranks.first:
@@ -147,7 +127,40 @@ def release(
         "model": ident,
         "path": str(out),
         "seconds": seconds,
-        **{k: v for k, v in training.items() if k not in ("options", "trees")},
+        **{k: v for k, v in training.items() if k not in ("options", "trees", "parts")},
+    }
+
+
+def described(
+    fitted: Served, rows: TrainingRows, chosen: Requests, judged: Requests, options: Options, trees: TreeOptions, meta: Meta,
+    groups: str, ranks: Ranks = ALONE,
+) -> dict[str, Any]:  # fmt: skip
+    """What a release keeps of its training, and how good it is on the requests that judged it."""
+    logits = fitted.logits(rows, judged, ranks)
+    take = rows.rows_of(judged)
+    y, p = rows.labels()[take], fitted.calibration.apply("ctr", logits["ctr"][take])
+    period = (rows["r_ts"][min(chosen[0], judged[0])], rows["r_ts"][max(chosen[-1], judged[-1])])
+    return {
+        "dataset": meta.dataset,
+        "period": [time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(int(t) / 1000)) for t in period],
+        "learned_until": int(rows["r_ts"][chosen[-1]]),
+        "train_rows": len(rows.rows_of(chosen)),
+        "valid_rows": len(take),
+        "rows_sha256": digest(rows, np.concatenate([chosen, judged])),
+        "groups": groups,
+        "options": asdict(options),
+        "trees": asdict(trees) if fitted.forest is not None else None,
+        "parts": fitted.parts,
+        "processes": ranks.world,
+        "architecture": fitted.architecture,
+        "steps": fitted.steps,
+        "list_weight": fitted.list_weight,
+        "valid": head_measures(logits, fitted.calibration, rows, judged, meta.gauc == "user"),
+        "segments": segments(rows, judged, p),
+        "reliability": reliability(y[y >= 0], p[y >= 0]),
+        "platt": {k: list(v) for k, v in fitted.calibration.platt.items()},
+        "stream_dmgin": getattr(stream_dmgin, "__version__", ""),
+        "torch": torch.__version__.split("+")[0],
     }
 
 

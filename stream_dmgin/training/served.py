@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,8 @@ Logits = dict[str, NDArray[np.floating]]  # by head, of all rows; nan where not 
 
 @dataclass(frozen=True)
 class Served:
-    """Parts of a release, as `models/registry.py` keeps them, and how they were found."""
+    """Parts of a release, as `models/registry.py` keeps them, and how they were found. `parts`: what a refit (`training/continual.py`)
+    must know of them beside: the network's own calibration; rounds and weight of the trees, and how their score enters the sum."""
 
     network: Trunk
     calibration: Calibration
@@ -32,6 +34,7 @@ class Served:
     list_weight: float = 0.0
     forest: Forest | None = None
     network_weight: float = 1.0
+    parts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -54,8 +57,9 @@ class Served:
 def of_network(fitted: Fitted) -> Served:
     """The network alone."""
     return Served(
-        fitted.network, fitted.calibration, fitted.best.step, fitted.curve, getattr(fitted, "list_weight", 0.0)
-    )
+        fitted.network, fitted.calibration, fitted.best.step, fitted.curve, getattr(fitted, "list_weight", 0.0),
+        parts={"platt": {h: list(p) for h, p in fitted.calibration.platt.items()}},
+    )  # fmt: skip
 
 
 def of_trees(
@@ -65,7 +69,8 @@ def of_trees(
     """Trees alone: there are no further heads, and of the network only the input spec counts."""
     trees = train_trees(rows, learn, judge, options, report)
     network = DMGIN(replace(config, heads=()))
-    return Served(network, trees.calibration, trees.rounds[0], trees.curve, 0.0, trees.forest, 0.0)
+    parts = {"trees": _grown(trees, 1.0, 0.0)}
+    return Served(network, trees.calibration, trees.rounds[0], trees.curve, 0.0, trees.forest, 0.0, parts)
 
 
 def of_both(
@@ -82,8 +87,15 @@ def stacked(fitted: Fitted, trees: Trees, rows: TrainingRows, judge: Requests) -
     slope, offset = trees.calibration.platt["ctr"]
     both = (a * fitted.logits(rows, judge).astype(np.float64) + b, slope * trees.logits(rows, judge) + offset)
     (w, v), platt = weigh(np.stack(both, 1), rows.labels()[rows.rows_of(judge)])
-    forest = joined([(trees.forest, v * slope)], v * offset + w * b)
+    share, rest = v * slope, v * offset + w * b
+    forest = joined([(trees.forest, share)], rest)
     calibration = Calibration({**fitted.calibration.platt, "ctr": platt})
     # a weight of 0 would leave the further heads without their network
     weight = w * a or (1e-9 if fitted.network.config.heads else 0.0)
-    return replace(of_network(fitted), calibration=calibration, forest=forest, network_weight=weight)
+    made = of_network(fitted)
+    parts = {**made.parts, "trees": _grown(trees, share, rest)}
+    return replace(made, calibration=calibration, forest=forest, network_weight=weight, parts=parts)
+
+
+def _grown(trees: Trees, share: float, offset: float) -> dict[str, Any]:
+    return {"rounds": list(trees.rounds), "weight": trees.weight, "share": share, "offset": offset}

@@ -18,6 +18,7 @@ from stream_dmgin.training.options import Options
 from stream_dmgin.training.rows import TrainingRows
 
 SAMPLE = 200_000
+FLAT = 0.05  # slope of a calibration
 
 
 def prepare(network: Trunk, rows: TrainingRows, requests: NDArray[np.int64]) -> None:
@@ -70,6 +71,11 @@ def rescaled(network: Trunk, by: Mapping[str, tuple[float, float]]) -> Trunk:
             layer.weight[i] *= slope
         made.deep.bias[i] = made.deep.bias[i] * slope + offset
     return made
+
+
+def scales(platt: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """The calibrations of heads that can be undone again: a slope of about nothing has no scale."""
+    return {h: (a, b) for h, (a, b) in platt.items() if a > FLAT}
 
 
 def make_optimizer(network: Trunk, options: Options) -> torch.optim.AdamW:

@@ -1,0 +1,128 @@
+"""One refit of a released model: it learns from what became visible since its training, and the newest requests judge it.
+
+The network goes on from its weights (`further.py`), trees are grown anew with the rounds they had, on the new requests and those of some
+days before. The calibration stays. What the newest requests say is for the caller to ask (`ab/guard.py`): they taught nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from stream_dmgin.datasets.form import Meta
+from stream_dmgin.errors import InputError
+from stream_dmgin.models.calibration import Calibration
+from stream_dmgin.models.dmgin import DMGIN
+from stream_dmgin.models.forest import Forest, joined
+from stream_dmgin.models.registry import Model, save_model
+from stream_dmgin.replay.source import Requests as Asked
+from stream_dmgin.training.card import card
+from stream_dmgin.training.further import further
+from stream_dmgin.training.loop import Fitted, Options, Point, Requests
+from stream_dmgin.training.options import RefitOptions
+from stream_dmgin.training.parent import options_of, own_platt, trees_of
+from stream_dmgin.training.release import described
+from stream_dmgin.training.rows import TrainingRows
+from stream_dmgin.training.served import Served
+from stream_dmgin.training.trees import TreeOptions, Trees, refit_trees
+
+LEAST = 500  # new candidates with a known label, to learn from and again to judge
+
+
+@dataclass(frozen=True)
+class Split:
+    """Numbers of a source's requests: older ones from `first`, new ones from `new`, the newest, which judge, from `cut` to `last`."""
+
+    first: int
+    new: int
+    cut: int
+    last: int
+
+
+def split(r: Asked, since_ms: int, hold: float, settle_ms: int, older_ms: int) -> Split:
+    """What came after `since_ms`, but for the last `settle_ms`, whose feedback may be on its way; the newest share `hold` of it judges;
+    `older_ms` of what lies before is learned from again. InputError where either part is too small or of one kind."""
+    at = r.at
+    end = int(at[-1]) - settle_ms if len(at) else 0
+    new, last = int(np.searchsorted(at, since_ms, side="right")), int(np.searchsorted(at, end, side="right"))
+    known = np.bincount(r.request_of_rows()[r.label >= 0], minlength=len(r))
+    until = np.cumsum(known[new:last])
+    enough = int(until[-1]) if last > new else 0
+    cut = new + int(np.searchsorted(until, (1.0 - hold) * enough))
+    found = Split(int(np.searchsorted(at, since_ms - older_ms, side="right")), new, cut, last)
+    for a, b, what in ((new, cut, "to learn from"), (cut, last, "to judge")):
+        y = r.label[int(r.first[a]) : int(r.first[max(a, b)])] if last > new else r.label[:0]
+        y = y[y >= 0]
+        if len(y) < LEAST or y.min() == y.max():
+            raise InputError(
+                f"{len(y)} labelled candidates {what} are new since {_day(since_ms)}, of {enough} in all: {LEAST} or more are needed, with "
+                "clicks and without. Wait, or give another --since or --hold"
+            )
+    return found
+
+
+def continued(
+    model: Model, rows: TrainingRows, at: Split, how: RefitOptions, seed: int = 1, progress: Callable[[int, int], None] | None = None
+) -> Served:  # fmt: skip
+    """The model after learning from requests [first, cut) of the source, whose rows these are. InputError where its release doesn't say
+    how its trees were grown."""
+    learn, older = np.arange(at.cut - at.first), np.arange(at.new - at.first)
+    kept = dict(model.training.get("parts", {}))
+    options = replace(options_of(model), seed=seed)
+    network = model.network
+    if model.architecture != "trees":
+        network = _network(model, rows, learn, older, options, how, progress)
+    forest = _forest(model, rows, learn, seed) if model.forest is not None else None
+    weight = float(model.training.get("list_weight", 0.0))
+    return Served(network, model.calibration, 0, [], weight, forest, model.network_weight, kept)
+
+
+def write(
+    out: Path, name: str, made: Served, parent: Model, rows: TrainingRows, at: Split, meta: Meta, groups: str, how: RefitOptions,
+    seed: int, seconds: float, command: Sequence[str],
+) -> str:  # fmt: skip
+    """Write the release, with its parent and what judged it on the card; its id. `seconds` it took; `command` made it."""
+    learn, judge = np.arange(at.cut - at.first), np.arange(at.cut - at.first, at.last - at.first)
+    options = replace(options_of(parent), seed=seed)
+    trees = trees_of(parent)[0] if made.forest is not None else TreeOptions()
+    training = described(made, rows, learn, judge, options, trees, meta, groups) | {
+        "train_days": _days(rows, learn), "valid_days": _days(rows, judge), "parent": parent.id, "refit": asdict(how),
+        "new_rows": len(rows.rows_of(learn[at.new - at.first :])),
+    }  # fmt: skip
+    about = card(name, made.network.config, training, seconds, command)
+    return save_model(out, name, made.network, made.calibration, training, about, made.forest, made.network_weight)
+
+
+def _days(rows: TrainingRows, requests: Requests) -> str:
+    first, last = (_day(int(rows["r_ts"][i]))[:10] for i in (requests[0], requests[-1]))
+    return f"{first} to {last}"
+
+
+def _network(
+    model: Model, rows: TrainingRows, learn: Requests, older: Requests, options: Options, how: RefitOptions,
+    progress: Callable[[int, int], None] | None,
+) -> DMGIN:  # fmt: skip
+    nowhere = Point(0, 0.0, float("nan"), float("nan"), float("nan"), 0.0)
+    before = Fitted(
+        model.network, Calibration(own_platt(model)), nowhere, [], float(model.training.get("list_weight", 0.0))
+    )
+    made = further(before, rows, learn, older, options, how, progress).network
+    assert isinstance(made, DMGIN)
+    return made
+
+
+def _forest(model: Model, rows: TrainingRows, learn: Requests, seed: int) -> Forest:
+    options, grown = trees_of(model)
+    assert model.forest is not None
+    before = Trees(
+        model.forest, replace(options, seed=seed), tuple(grown["rounds"]), float(grown["weight"]), model.calibration, {}
+    )
+    made = refit_trees(rows, learn, before)
+    return joined([(made.forest, float(grown["share"]))], float(grown["offset"]))
+
+
+def _day(ms: int) -> str:
+    return str(np.datetime64(ms, "ms").astype("datetime64[m]")).replace("T", " ") + " UTC"

@@ -1,0 +1,154 @@
+"""`refit` and `train --from`, whole, on a small city: what goes on from where, what is refused, what the card says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from stream_dmgin.cli.main import cli
+from stream_dmgin.datasets import form
+from stream_dmgin.errors import InputError, StreamDmginError
+from stream_dmgin.models.registry import load_model
+from stream_dmgin.replay.source import DatasetSource
+from stream_dmgin.simulator.parquet import write_history
+from stream_dmgin.simulator.world import Plan
+from stream_dmgin.training import continual
+from stream_dmgin.training.parent import learned_until
+from tests.unit.test_release import RECIPE
+
+DAY = 86_400_000
+Call = Callable[..., tuple[int, Any, str]]
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("city")
+    write_history(Plan(users=60, items=60, seed=3, life=(100, 400), days=40, order_delay_days=2.0, drift=1.0), path)
+    (path / "mine.toml").write_text(RECIPE)
+    (path / "wild.toml").write_text(RECIPE + "[refit]\nlr = 0.3\nepochs = 2\n")
+    for name, model in (("network", "dmgin"), ("both", "stack")):
+        code, _, said = run("train", "--data", path, "--train-days", "5-20", "--valid-days", "21-24", "--recipe", path / "mine.toml",
+                            "--rows", path / "rows", "--model", model, "--out", path / name)  # fmt: skip
+        assert code == 0, said
+    return path
+
+
+def run(*arguments: object) -> tuple[int, Any, str]:
+    done = CliRunner().invoke(cli, [*map(str, arguments), "-o", "json"])
+    if isinstance(done.exception, StreamDmginError):  # `main` makes an exit code of it
+        return done.exception.exit_code, None, str(done.exception)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, json.loads(done.stdout) if done.exit_code == 0 else None, done.stderr
+
+
+def test_a_refit_is_a_release_that_names_its_parent(city: Path, tmp_path: Path) -> None:
+    parent = load_model(city / "network")
+    arguments = ("refit", city, "--from", city / "network", "--out", tmp_path / "next", "--recipe", city / "mine.toml")
+    code, plan, said = run(*arguments, "--dry-run")
+    assert code == 0 and not plan["released"] and not (tmp_path / "next").exists(), said
+    code, done, said = run(*arguments)
+    assert code == 0, said
+    assert done["from"] == parent.id and done["released"] and not done["published"]
+    assert {k: done[k] for k in ("requests", "since", "held_since", "until")} == {
+        k: plan[k] for k in ("requests", "since", "held_since", "until")
+    }
+    assert done["differences"]["logloss"]["low"] <= 0 and done["rows"] > 0
+    model = load_model(tmp_path / "next")
+    assert model.id == done["model"] and model.calibration == parent.calibration and model.heads == parent.heads
+    assert model.training["parent"] == parent.id and learned_until(model) > learned_until(parent)
+    card = (tmp_path / "next" / "card.md").read_text()
+    assert f"began with the weights of `{parent.id}`" in card and "rows that judged it" in card
+    assert not list(tmp_path.glob(".*"))
+    # the next one begins where this one ended
+    code, after, said = run(
+        "refit", city, "--from", tmp_path / "next", "--out", tmp_path / "third", "--dry-run", "--hold", "0.4"
+    )
+    assert code == 0 and after["since"] >= done["held_since"], said
+    code, _, said = run(*arguments)
+    assert code == 2 and "is there already" in said
+
+
+def test_a_stack_is_refitted_whole(city: Path, tmp_path: Path) -> None:
+    parent = load_model(city / "both")
+    code, done, said = run(
+        "refit", city, "--from", city / "both", "--out", tmp_path / "next", "--recipe", city / "mine.toml"
+    )
+    assert code == 0, said
+    model = load_model(tmp_path / "next")
+    assert model.architecture == "stack" and model.network_weight == parent.network_weight
+    assert model.forest.trees == parent.forest.trees and done["metrics"][model.id]["auc"] > 0.6
+    assert model.training["parts"] == parent.training["parts"]
+    # what it learned from is not what its parent did
+    assert not np.array_equal(next(iter(model.forest.arrays().values())), np.nan) and model.id != parent.id
+
+
+def test_what_is_worse_is_not_released(city: Path, tmp_path: Path) -> None:
+    code, _, said = run(
+        "refit", city, "--from", city / "network", "--out", tmp_path / "wild", "--recipe", city / "wild.toml"
+    )
+    assert code == 1 and "is not released: worse" in said
+    assert not (tmp_path / "wild").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_wrong_parents_and_sources_are_refused(city: Path, tmp_path: Path) -> None:
+    def refused(*more: object, parent: Path = city / "network") -> str:
+        code, _, said = run("refit", city, "--from", parent, "--out", tmp_path / "x", *more)
+        assert code == 2 and not (tmp_path / "x").exists(), said
+        return said
+
+    broken = tmp_path / "broken"
+    shutil.copytree(city / "network", broken)
+    (broken / "weights.safetensors").write_bytes(b"torn")
+    assert "is damaged" in refused(parent=broken)
+    assert "write YYYY-MM-DD" in refused("--since", "soon")
+    assert "labelled candidates to learn from are new since" in refused("--since", "2030-01-01")
+    old = tmp_path / "old"
+    shutil.copytree(city / "network", old)
+    config = json.loads((old / "config.json").read_text())
+    del config["training"]["learned_until"], config["training"]["period"]
+    (old / "config.json").write_text(json.dumps(config))
+    assert "doesn't say up to when it has learned" in refused(parent=old)
+    other = tmp_path / "other"
+    data = form.read(city)
+    data.meta.heads = ["order", "cart"]
+    form.write(data, other)
+    code, _, said = run("refit", other, "--from", city / "network", "--out", tmp_path / "x")
+    assert code == 2 and "other heads" in said
+    both = tmp_path / "both"
+    shutil.copytree(city / "both", both)
+    config = json.loads((both / "config.json").read_text())
+    del config["training"]["parts"]
+    (both / "config.json").write_text(json.dumps(config))
+    assert "how its trees were grown" in refused(parent=both)
+
+
+def test_training_begins_with_a_released_model(city: Path, tmp_path: Path) -> None:
+    arguments = ("train", "--data", city, "--train-days", "10-30", "--valid-days", "31-34", "--out", tmp_path / "next")
+    code, done, said = run(*arguments, "--from", city / "network")
+    assert code == 0 and done["parent"] == load_model(city / "network").id, said
+    assert load_model(tmp_path / "next").config == load_model(city / "network").config
+    assert "epoch 0.00" in said  # what it begins with is a choice, too
+    (city / "wide.toml").write_text(RECIPE.replace("width = 16", "width = 32"))
+    code, _, said = run(*arguments, "--from", city / "network", "--recipe", city / "wide.toml")
+    assert code == 2 and "model.width (16, here 32)" in said
+    code, _, said = run(*arguments, "--from", city / "network", "--model", "trees")
+    assert code == 2 and "--from is for networks" in said
+
+
+def test_the_newest_of_what_is_new_judges(city: Path) -> None:
+    r = DatasetSource(form.read(city)).requests
+    since = int(r.at[0]) + 20 * DAY
+    at = continual.split(r, since, 0.25, 600_000, 7 * DAY)
+    assert 0 < at.first < at.new < at.cut < at.last < len(r)
+    assert r.at[at.new - 1] <= since < r.at[at.new] and r.at[at.last - 1] <= r.at[-1] - 600_000
+    new, held = (int(r.first[b] - r.first[a]) for a, b in ((at.new, at.last), (at.cut, at.last)))
+    assert held / new == pytest.approx(0.25, abs=0.02)
+    with pytest.raises(InputError, match="to judge"):
+        continual.split(r, int(r.at[-1]) - 3 * DAY, 0.02, 0, 0)
