@@ -47,9 +47,9 @@ if TYPE_CHECKING:
 @click.option(
     "--hold",
     type=click.FloatRange(0.02, 0.8),
-    default=0.2,
+    default=0.3,
     show_default=True,
-    help="newest share of the new: it judges, and teaches nothing",
+    help="newest share of the new, which teaches the weights nothing: its older half calibrates, its newer half judges",
 )
 @click.option(
     "--settle", type=click.FloatRange(0), default=600.0, show_default=True, metavar="SECONDS",
@@ -107,10 +107,15 @@ def command(
     start = _since(since, parents.learned_until(model), model.id)
     r = src.requests
     at = continual.split(r, start, hold, int(settle * 1000), int(older_days * 86_400_000))
-    times = {k: moment(int(r.at[i])) for k, i in (("since", at.new), ("held_since", at.cut), ("until", at.last - 1))}
+    times = {
+        k: moment(int(r.at[i]))
+        for k, i in (("since", at.new), ("held_since", at.cut), ("judged_since", at.judge), ("until", at.last - 1))
+    }
     plan: dict[str, Any] = {
         "from": model.id, "groups": groups.id, **times,
-        "requests": {"older": at.new - at.first, "new": at.cut - at.new, "held": at.last - at.cut},
+        "requests": {
+            "older": at.new - at.first, "new": at.cut - at.new, "calibrate": at.judge - at.cut, "judge": at.last - at.judge,
+        },
     }  # fmt: skip
     if dry_run:
         ctx.emit({**plan, "model": None, "released": False, "published": False, "dry_run": True})
@@ -187,8 +192,10 @@ def _compared(
 
     (_, old), (name, new) = open_engine(ctx, str(running)), open_engine(ctx, str(wanted))
     assert old is not None and new is not None
-    task = bar.add_task("compare", total=at.last - at.cut)
-    found = held_against(src, groups, old, new, at.cut, at.last, lambda done: bar.update(task, completed=done - at.cut))
+    task = bar.add_task("compare", total=at.last - at.judge)
+    found = held_against(
+        src, groups, old, new, at.judge, at.last, lambda done: bar.update(task, completed=done - at.judge)
+    )
     refuse_worse(found)
     data = found.to_json()
     return {

@@ -112,7 +112,7 @@ def recalibrate(rows: Settled, before: Calibration, kinds: Sequence[str] = ()) -
     new = part.apply("ctr", rows.logit[newest], {k: v[newest] for k, v in rows.codes.items()})
     gap = paired_bootstrap(y, old, new, rows.user[newest], "logloss")
     whole = _fit(rows, slice(0, n), kinds)
-    return Recalibrated(_on_top(before, whole), n, n - cut, _said(y, old), _said(y, new), gap)
+    return Recalibrated(on_top(before, whole), n, n - cut, _said(y, old), _said(y, new), gap)
 
 
 def write_recalibrated(model: Model, calibration: Calibration, out: Path) -> str:
@@ -135,7 +135,7 @@ def _fit(rows: Settled, at: slice, kinds: Sequence[str]) -> Calibration:
     return Calibration({"ctr": (slope, offset)}, fit_shifts(slope * z + offset, y, codes) if codes else {})
 
 
-def _on_top(before: Calibration, after: Calibration) -> Calibration:
+def on_top(before: Calibration, after: Calibration) -> Calibration:
     """One calibration that does what both do, one after the other."""
     a, b = before.platt.get("ctr", (1.0, 0.0))
     slope, offset = after.platt["ctr"]

@@ -1,7 +1,8 @@
 """One refit of a released model: it learns from what became visible since its training, and the newest requests judge it.
 
 The network goes on from its weights (`further.py`), trees are grown anew with the rounds they had, on the new requests and those of some
-days before. The calibration stays. What the newest requests say is for the caller to ask (`ab/guard.py`): they taught nothing.
+days before. Of the newest requests, from which the weights learn nothing, the older half fits the calibration, on top of what it was and
+held to it where rows are few. What the newer half says is for the caller to ask (`ab/guard.py`): it taught nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import numpy as np
 
 from stream_dmgin.datasets.form import Meta
 from stream_dmgin.errors import InputError
-from stream_dmgin.models.calibration import Calibration
+from stream_dmgin.models.calibration import Calibration, fit_platt
 from stream_dmgin.models.dmgin import DMGIN
 from stream_dmgin.models.forest import Forest, joined
 from stream_dmgin.models.registry import Model, save_model
+from stream_dmgin.replay.recalibrate import on_top
 from stream_dmgin.replay.source import Requests as Asked
 from stream_dmgin.training.card import card
 from stream_dmgin.training.further import further
@@ -29,31 +31,35 @@ from stream_dmgin.training.rows import TrainingRows
 from stream_dmgin.training.served import Served
 from stream_dmgin.training.trees import TreeOptions, Trees, refit_trees
 
+RIDGE = 3.0  # holds the calibration to what it was, as if by a dozen rows of rate one half
 LEAST = 500  # new candidates with a known label, to learn from and again to judge
 
 
 @dataclass(frozen=True)
 class Split:
-    """Numbers of a source's requests: older ones from `first`, new ones from `new`, the newest, which judge, from `cut` to `last`."""
+    """Numbers of a source's requests: older ones from `first`, new ones from `new`; of the newest, those that calibrate from `cut`, and
+    those that judge from `judge` to `last`."""
 
     first: int
     new: int
     cut: int
+    judge: int
     last: int
 
 
 def split(r: Asked, since_ms: int, hold: float, settle_ms: int, older_ms: int) -> Split:
-    """What came after `since_ms`, but for the last `settle_ms`, whose feedback may be on its way; the newest share `hold` of it judges;
-    `older_ms` of what lies before is learned from again. InputError where either part is too small or of one kind."""
+    """What came after `since_ms`, but for the last `settle_ms`, whose feedback may be on its way; the newest share `hold` of it is held
+    out, and half of that judges; `older_ms` of what lies before is learned from again. InputError where what teaches or what judges is
+    too little or of one kind."""
     at = r.at
     end = int(at[-1]) - settle_ms if len(at) else 0
     new, last = int(np.searchsorted(at, since_ms, side="right")), int(np.searchsorted(at, end, side="right"))
     known = np.bincount(r.request_of_rows()[r.label >= 0], minlength=len(r))
     until = np.cumsum(known[new:last])
     enough = int(until[-1]) if last > new else 0
-    cut = new + int(np.searchsorted(until, (1.0 - hold) * enough))
-    found = Split(int(np.searchsorted(at, since_ms - older_ms, side="right")), new, cut, last)
-    for a, b, what in ((new, cut, "to learn from"), (cut, last, "to judge")):
+    cut, judge = (new + int(np.searchsorted(until, (1.0 - share) * enough)) for share in (hold, hold / 2))
+    found = Split(int(np.searchsorted(at, since_ms - older_ms, side="right")), new, cut, judge, last)
+    for a, b, what in ((new, cut, "to learn from"), (judge, last, "to judge")):
         y = r.label[int(r.first[a]) : int(r.first[max(a, b)])] if last > new else r.label[:0]
         y = y[y >= 0]
         if len(y) < LEAST or y.min() == y.max():
@@ -77,7 +83,16 @@ def continued(
         network = _network(model, rows, learn, older, options, how, progress)
     forest = _forest(model, rows, learn, seed) if model.forest is not None else None
     weight = float(model.training.get("list_weight", 0.0))
-    return Served(network, model.calibration, 0, [], weight, forest, model.network_weight, kept)
+    made = Served(network, model.calibration, 0, [], weight, forest, model.network_weight, kept)
+    return replace(made, calibration=recalibrated(made, rows, np.arange(at.cut - at.first, at.judge - at.first)))
+
+
+def recalibrated(made: Served, rows: TrainingRows, requests: Requests) -> Calibration:
+    """Its calibration with two further parameters of `ctr`, fitted on these requests."""
+    y, z = rows.labels()[rows.rows_of(requests)], made.logits(rows, requests)["ctr"][rows.rows_of(requests)]
+    slope, offset = made.calibration.platt.get("ctr", (1.0, 0.0))
+    platt = fit_platt(slope * z[y >= 0].astype(np.float64) + offset, y[y >= 0], RIDGE)
+    return on_top(made.calibration, Calibration({"ctr": platt}))
 
 
 def write(
@@ -85,7 +100,7 @@ def write(
     seed: int, seconds: float, command: Sequence[str],
 ) -> str:  # fmt: skip
     """Write the release, with its parent and what judged it on the card; its id. `seconds` it took; `command` made it."""
-    learn, judge = np.arange(at.cut - at.first), np.arange(at.cut - at.first, at.last - at.first)
+    learn, judge = np.arange(at.cut - at.first), np.arange(at.judge - at.first, at.last - at.first)
     options = replace(options_of(parent), seed=seed)
     trees = trees_of(parent)[0] if made.forest is not None else TreeOptions()
     training = described(made, rows, learn, judge, options, trees, meta, groups) | {

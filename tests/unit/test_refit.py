@@ -15,7 +15,10 @@ from click.testing import CliRunner
 from stream_dmgin.cli.main import cli
 from stream_dmgin.datasets import form
 from stream_dmgin.errors import InputError, StreamDmginError
+from stream_dmgin.log.base import open_log
 from stream_dmgin.models.registry import load_model
+from stream_dmgin.replay.logsource import LogSource
+from stream_dmgin.replay.outcomes import label_heads
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.simulator.parquet import write_history
 from stream_dmgin.simulator.world import Plan
@@ -30,7 +33,7 @@ Call = Callable[..., tuple[int, Any, str]]
 @pytest.fixture(scope="module")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("city")
-    write_history(Plan(users=60, items=60, seed=3, life=(100, 400), days=40, order_delay_days=2.0, drift=1.0), path)
+    write_history(Plan(users=60, items=60, seed=3, life=(100, 400), days=40, order_delay_days=2.0), path)
     (path / "mine.toml").write_text(RECIPE)
     (path / "wild.toml").write_text(RECIPE + "[refit]\nlr = 0.3\nepochs = 2\n")
     for name, model in (("network", "dmgin"), ("both", "stack")):
@@ -53,22 +56,23 @@ def test_a_refit_is_a_release_that_names_its_parent(city: Path, tmp_path: Path) 
     arguments = ("refit", city, "--from", city / "network", "--out", tmp_path / "next", "--recipe", city / "mine.toml")
     code, plan, said = run(*arguments, "--dry-run")
     assert code == 0 and not plan["released"] and not (tmp_path / "next").exists(), said
+    (tmp_path / ".next.part").mkdir()  # of one that was killed
     code, done, said = run(*arguments)
     assert code == 0, said
     assert done["from"] == parent.id and done["released"] and not done["published"]
-    assert {k: done[k] for k in ("requests", "since", "held_since", "until")} == {
-        k: plan[k] for k in ("requests", "since", "held_since", "until")
+    assert {k: done[k] for k in ("requests", "since", "held_since", "judged_since", "until")} == {
+        k: plan[k] for k in ("requests", "since", "held_since", "judged_since", "until")
     }
     assert done["differences"]["logloss"]["low"] <= 0 and done["rows"] > 0
     model = load_model(tmp_path / "next")
-    assert model.id == done["model"] and model.calibration == parent.calibration and model.heads == parent.heads
+    assert model.id == done["model"] and model.calibration != parent.calibration and model.heads == parent.heads
     assert model.training["parent"] == parent.id and learned_until(model) > learned_until(parent)
     card = (tmp_path / "next" / "card.md").read_text()
     assert f"began with the weights of `{parent.id}`" in card and "rows that judged it" in card
     assert not list(tmp_path.glob(".*"))
     # the next one begins where this one ended
     code, after, said = run(
-        "refit", city, "--from", tmp_path / "next", "--out", tmp_path / "third", "--dry-run", "--hold", "0.4"
+        "refit", city, "--from", tmp_path / "next", "--out", tmp_path / "third", "--dry-run", "--hold", "0.7"
     )
     assert code == 0 and after["since"] >= done["held_since"], said
     code, _, said = run(*arguments)
@@ -145,10 +149,36 @@ def test_training_begins_with_a_released_model(city: Path, tmp_path: Path) -> No
 def test_the_newest_of_what_is_new_judges(city: Path) -> None:
     r = DatasetSource(form.read(city)).requests
     since = int(r.at[0]) + 20 * DAY
-    at = continual.split(r, since, 0.25, 600_000, 7 * DAY)
-    assert 0 < at.first < at.new < at.cut < at.last < len(r)
+    at = continual.split(r, since, 0.4, 600_000, 7 * DAY)
+    assert 0 < at.first < at.new < at.cut < at.judge < at.last < len(r)
     assert r.at[at.new - 1] <= since < r.at[at.new] and r.at[at.last - 1] <= r.at[-1] - 600_000
-    new, held = (int(r.first[b] - r.first[a]) for a, b in ((at.new, at.last), (at.cut, at.last)))
-    assert held / new == pytest.approx(0.25, abs=0.02)
+    new, held, judged = (int(r.first[at.last] - r.first[a]) for a in (at.new, at.cut, at.judge))
+    assert held / new == pytest.approx(0.4, abs=0.02) and judged / new == pytest.approx(0.2, abs=0.02)
     with pytest.raises(InputError, match="to judge"):
         continual.split(r, int(r.at[-1]) - 3 * DAY, 0.02, 0, 0)
+
+
+def test_the_log_itself_will_do(city: Path, tmp_path: Path) -> None:
+    where = ("--log", f"file:{tmp_path / 'log'}", "--data-dir", tmp_path)
+    assert run("topics", "apply", *where, "--partitions", 2)[0] == 0
+    assert run("topics", "import", city, *where)[0] == 0
+    with open_log(f"file:{tmp_path / 'log'}") as log:
+        source = LogSource(log)
+    parent = load_model(city / "network")
+    data = label_heads(source, parent.heads)
+    rows = form.read(city).rows
+    for head in parent.heads:  # what the log says of each candidate is what the rows say
+        wanted = dict(
+            zip(zip(rows["request_id"].to_pylist(), rows["item_id"].to_pylist()), rows[f"label_{head}"].to_pylist())
+        )
+        keys = zip(data.rows["request_id"].to_pylist(), data.rows["item_id"].to_pylist())
+        found = dict(zip(keys, source.requests.heads[head].tolist()))
+        assert found == {k: -1 if v is None else v for k, v in wanted.items()}
+    arguments = ("--from", city / "network", "--recipe", city / "mine.toml", "--groups", city / "groups.csv")
+    code, done, said = run("refit", "log", *where, *arguments, "--out", tmp_path / "next", "--publish", "--yes")
+    assert code == 0 and done["published"] and done["from"] == parent.id, said
+    _, same, _ = run("refit", city, *arguments, "--out", tmp_path / "other", "--dry-run")
+    assert same["requests"] == done["requests"]
+    # the one that is live goes on next, where none is named; it is not on the search path of models here
+    code, _, said = run("refit", "log", *where, "--out", tmp_path / "third", "--dry-run")
+    assert code == 2 and f"model {done['model']!r} is not known" in said
