@@ -134,11 +134,13 @@ def values(url, prefix, topic):
         ends = log.ends(name)
         reader = log.reader([name])
         reader.assign({(name, p): -2 for p in ends})
-        out = []
+        out, deadline = [], time.monotonic() + 60
         while len(out) < sum(ends.values()):
             batch = reader.poll(1000, 5)
             if batch is None:
-                break
+                if time.monotonic() > deadline:  # a busy broker may take longer than one poll
+                    break
+                continue
             out += [batch.record(i) for i in range(len(batch))]
             batch.release()
         reader.close()
