@@ -22,9 +22,8 @@ from stream_dmgin.errors import UsageError
 @click.option(
     "--model",
     metavar="NAME,...",
-    default="dmgin",
-    show_default=True,
-    help="what to measure, several with commas; all: trees, stack and every peer; peers; ablations. Of several: the differences too",
+    help="what to measure, several with commas; all: trees, stack and every peer; peers; ablations. Of several: the differences too"
+    " [default: what the log's recipe holds for the best]",
 )
 @click.option("--train-days", metavar="A-B", help="days to train on, counted from 0")
 @click.option("--valid-days", metavar="C-D", help="days to choose and calibrate on")
@@ -76,7 +75,7 @@ from stream_dmgin.errors import UsageError
 @click.option("--scores-out", type=click.Path(path_type=Path), help="Parquet: one line a scored row and seed")
 @common_options
 def command(
-    ctx: Context, dataset: str, directory: Path, model: str, train_days: str | None, valid_days: str | None, test_days: str | None,
+    ctx: Context, dataset: str, directory: Path, model: str | None, train_days: str | None, valid_days: str | None, test_days: str | None,
     refit_days: int, seeds: int, first_seed: int, groups_file: Path | None, blocks: str | None, rows_dir: Path | None,
     keep_dir: Path | None, report_dir: Path | None, scores_out: Path | None,
 ) -> None:  # fmt: skip
@@ -92,10 +91,12 @@ def command(
     from stream_dmgin.training.report import by_segment, write_report
     from stream_dmgin.training.zoo import named
 
-    models = named(model)
+    named(model or "dmgin")  # what is not known is said before anything is read
     chosen = None if blocks is None else recipes.block_names(blocks)
     started = time.monotonic()
     data = load(dataset, directory)
+    model = model or recipes.best(data.meta)
+    models = named(model)
     if data.meta.splits and not (train_days or valid_days or test_days):
         train, valid, test = ((data.meta.splits[k][0], data.meta.splits[k][1]) for k in ("train", "valid", "test"))
     elif train_days and valid_days and test_days:

@@ -1,7 +1,7 @@
 """How each log is trained: sizes of the inputs, of the model, and of the training, chosen on valid days.
 
-A recipe is a TOML file with the tables `inputs`, `model`, `training`, `trees`, `stack`, `calibration` and `refit`; what it doesn't
-name keeps its default. Those that come with the product lie in `models/recipes/`, by the name of the dataset.
+A recipe is a TOML file with the tables `inputs`, `model`, `training`, `trees`, `stack`, `calibration`, `refit` and `evaluate`; what it
+doesn't name keeps its default. Those that come with the product lie in `models/recipes/`, by the name of the dataset.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stream_dmgin.training.stack import StackOptions
 from stream_dmgin.training.trees import TreeOptions
 
 GENERAL = "general"
-TABLES = ("inputs", "model", "training", "trees", "stack", "calibration", "refit")
+TABLES = ("inputs", "model", "training", "trees", "stack", "calibration", "refit", "evaluate")
 OF_THE_LOG = ("spec", "heads", "item_numbers", "seed")  # said by the log, or for each run
 
 T = TypeVar("T")
@@ -49,6 +49,19 @@ class Recipe:
         return self.config.spec
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What `evaluate` measures where it isn't told: the model that was best on the valid days."""
+
+    model: str = "dmgin"
+
+
+def best(meta: Meta) -> str:
+    """The model that the recipe of a log holds for its best, by its name in `zoo.py`."""
+    path = _file(meta)
+    return _made(path, "evaluate", Choice(), _given(path)).model
+
+
 def block_names(text: str) -> tuple[str, ...]:
     """`session,surface` (or `none`) as optional blocks of inputs (`features/spec.py`). Raises UsageError."""
     wanted = set() if text == "none" else {x.strip() for x in text.split(",")}
@@ -65,8 +78,12 @@ def with_blocks(recipe: Recipe, blocks: tuple[str, ...]) -> Recipe:
 
 def of(meta: Meta) -> Recipe:
     """The recipe of a log, by the name of its dataset; the general one for logs without their own."""
+    return read(_file(meta), meta)
+
+
+def _file(meta: Meta) -> Path:
     known = shipped()
-    return read(known[meta.dataset if meta.dataset in known else GENERAL], meta)
+    return known[meta.dataset if meta.dataset in known else GENERAL]
 
 
 def shipped() -> dict[str, Path]:
@@ -92,6 +109,19 @@ def find(name_or_file: str) -> Path:
 
 def read(path: Path, meta: Meta) -> Recipe:
     """A recipe for this log. InputError where the file can't be used: it names the key and the fix."""
+    given = _given(path)
+    spec = replace(_made(path, "inputs", InputSpec(), given), item_numbers=tuple(meta.item_numbers))
+    config = replace(_made(path, "model", DMGINConfig(), given), spec=spec, heads=tuple(meta.heads))
+    _made(path, "evaluate", Choice(), given)  # what can't be used there is said as well
+    return Recipe(
+        config, _made(path, "training", Options(), given), _made(path, "trees", TreeOptions(), given),
+        _made(path, "stack", StackOptions(), given), _made(path, "calibration", OnlineOptions(), given),
+        _made(path, "refit", RefitOptions(), given),
+    )  # fmt: skip
+
+
+def _given(path: Path) -> dict[str, Any]:
+    """The tables of the file."""
     try:
         given = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
@@ -100,13 +130,7 @@ def read(path: Path, meta: Meta) -> Recipe:
         raise InputError(
             f"{path}: {_all(set(given) - set(TABLES))} not known: a recipe has the tables {', '.join(TABLES)}"
         )
-    spec = replace(_made(path, "inputs", InputSpec(), given), item_numbers=tuple(meta.item_numbers))
-    config = replace(_made(path, "model", DMGINConfig(), given), spec=spec, heads=tuple(meta.heads))
-    return Recipe(
-        config, _made(path, "training", Options(), given), _made(path, "trees", TreeOptions(), given),
-        _made(path, "stack", StackOptions(), given), _made(path, "calibration", OnlineOptions(), given),
-        _made(path, "refit", RefitOptions(), given),
-    )  # fmt: skip
+    return given
 
 
 def _made(path: Path, table: str, default: T, given: Mapping[str, Any]) -> T:

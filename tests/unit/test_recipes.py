@@ -10,6 +10,7 @@ from stream_dmgin.datasets.form import Meta
 from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.training import recipes
 from stream_dmgin.training.options import Options
+from stream_dmgin.training.zoo import named
 
 
 def test_the_recipes_that_come_with_the_product() -> None:
@@ -23,6 +24,12 @@ def test_the_recipes_that_come_with_the_product() -> None:
     assert recipes.find("demo") == recipes.shipped()["demo"]
     with pytest.raises(UsageError, match=r"not known: give a TOML file, or one of .*kuairand"):
         recipes.find("nothing")
+
+
+def test_the_best_model_of_each_log_is_one_that_can_be_measured() -> None:
+    for name in recipes.shipped():
+        assert named(recipes.best(Meta(name, 0))) == (recipes.best(Meta(name, 0)),)
+    assert recipes.best(Meta("kuairand", 0)) == "stack" and recipes.best(Meta("other", 0)) == "dmgin"
 
 
 def test_values_take_the_place_of_defaults(tmp_path: Path) -> None:
