@@ -56,7 +56,7 @@ from stream_dmgin.training.trees import TreeOptions, Trees, refit_trees, train_t
 WEEK = 7 * DAY_MS
 BEFORE, TRAIN, VALID, TEST = 6, 10, 1, 10  # weeks: of history alone, to learn from, to choose on, to measure
 ONLINE = OnlineOptions(every_ms=6 * 3_600_000, window_ms=WEEK, least=1000)
-REFIT = RefitOptions(epochs=2, lr=3e-4, old=3.0)  # of eleven, the best on weeks 8 to 11, fitted on weeks 1 to 7
+REFIT = RefitOptions(epochs=2, lr=3e-4, old=3.0)  # of seven, the best on weeks 8 to 11, fitted on weeks 1 to 7
 PLOTTED = (
     "frozen, online calibration",
     "weekly refit",
