@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import stream_dmgin
 from stream_dmgin.datasets.form import Dataset, Meta
 from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.groups.map import GroupMap
@@ -159,7 +159,7 @@ def described(
         "segments": segments(rows, judged, p),
         "reliability": reliability(y[y >= 0], p[y >= 0]),
         "platt": {k: list(v) for k, v in fitted.calibration.platt.items()},
-        "stream_dmgin": getattr(stream_dmgin, "__version__", ""),
+        "stream_dmgin": importlib.metadata.version("stream-dmgin"),
         "torch": torch.__version__.split("+")[0],
     }
 

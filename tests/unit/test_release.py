@@ -89,6 +89,7 @@ def test_a_model_with_its_card(city: Path, tmp_path: Path) -> None:
     model = load_model(tmp_path / "small")
     assert model.id == done["model"] and model.config.heads[0] == "order" and model.config.width == 16
     card = (tmp_path / "small" / "card.md").read_text()
+    assert re.search(r"stream_dmgin \d+\.\d+\.\d+, torch", card)
     for part in (
         "## Trained on",
         "## How to make it again",
