@@ -19,8 +19,7 @@ import numpy as np
 
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import Batch, Record, batch_of
-from stream_dmgin.state import engine as engine_module
-from stream_dmgin.state import fold, resolve
+from stream_dmgin.state import fold, resolve, write_back
 from stream_dmgin.state.engine import StateEngine
 from stream_dmgin.state.parse import parse_events
 
@@ -133,7 +132,7 @@ def main() -> None:
         spent: dict[str, float] = {}
         resolve.resolve = timed(spent, "resolve", resolve.resolve)
         fold.fold_rows = timed(spent, "fold_rows", fold.fold_rows)
-        engine_module.encode_dirty = timed(spent, "encode", engine_module.encode_dirty)
+        write_back.encode_dirty = timed(spent, "encode", write_back.encode_dirty)
         run(data, "steps")
         out["steps_us"] = {k: round(v / out["events"] * 1e6, 3) for k, v in spent.items()}  # type: ignore[assignment]
     finally:
