@@ -130,7 +130,7 @@ def test_erase_beside_a_running_worker(settings: Settings, capsys: pytest.Captur
             report = verify(Stores.of(s.data_dir), log)
             assert report.ok and report.erasing == 0 and report.checked == len(live)
         source = LogSource(log)
-        kept = [k for k in source._events.keys if k == user.encode()]
+        kept = [k for k in source.recorded.keys if k == user.encode()]
         assert len(kept) == sum(k == user.encode() for _, k, _ in second) > 0
 
 
