@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from stream_dmgin.cli.common import Context, common_options, table
+from stream_dmgin.cli.measuring_options import measuring_options
 from stream_dmgin.errors import UsageError
 
 
@@ -35,14 +36,7 @@ from stream_dmgin.errors import UsageError
     show_default=True,
     help="fit anew every so many test days; 0: never",
 )
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="how many models to train")
-@click.option(
-    "--first-seed",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="the first of them: runs of one seed each, with the same --keep, are put together by a last one",
-)
+@measuring_options
 @click.option(
     "--groups",
     "groups_file",
@@ -61,18 +55,14 @@ from stream_dmgin.errors import UsageError
     help="folder that keeps the replayed rows; used again if there",
 )
 @click.option(
-    "--keep",
-    "keep_dir",
-    type=click.Path(path_type=Path),
-    help="folder that keeps the replayed rows and what each model and seed said; only what is missing is made",
-)
-@click.option(
     "--report",
     "report_dir",
-    type=click.Path(path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     help="folder for report.md (tables), report.json and reliability.svg",
 )
-@click.option("--scores-out", type=click.Path(path_type=Path), help="Parquet: one line a scored row and seed")
+@click.option(
+    "--scores-out", type=click.Path(dir_okay=False, path_type=Path), help="Parquet: one line a scored row and seed"
+)
 @common_options
 def command(
     ctx: Context, dataset: str, directory: Path, model: str | None, train_days: str | None, valid_days: str | None, test_days: str | None,
@@ -91,7 +81,8 @@ def command(
     from stream_dmgin.training.report import by_segment, write_report
     from stream_dmgin.training.zoo import named
 
-    named(model or "dmgin")  # what is not known is said before anything is read
+    if model is not None:
+        named(model)  # what is not known is said before anything is read
     chosen = None if blocks is None else recipes.block_names(blocks)
     started = time.monotonic()
     data = load(dataset, directory)

@@ -11,12 +11,13 @@ from typing import Any
 import click
 
 from stream_dmgin.cli.common import Context, common_options, table
+from stream_dmgin.cli.measuring_options import measuring_options
 
 
 @click.command()
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     required=True,
     help="directory for lifelong.md, lifelong.json and lifelong.svg, and for the city",
 )
@@ -33,23 +34,13 @@ from stream_dmgin.cli.common import Context, common_options, table
 )  # fmt: skip
 @click.option("--items", type=click.IntRange(50, 200_000), default=1000, show_default=True, help="shops of the city")
 @click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="who the users are and what they do")
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="how many models to train")
-@click.option(
-    "--first-seed", type=click.IntRange(1), default=1, show_default=True,
-    help="the first of them: runs of one seed each, with the same --keep, are put together by a last one",
-)  # fmt: skip
+@measuring_options
 @click.option("--epochs", type=click.IntRange(1), help="[default: the city's recipe]")
 @click.option("--requests", type=click.IntRange(1), default=400, show_default=True, help="requests of a user at most")
 @click.option(
     "--no-pair-counters",
     is_flag=True,
     help="hide the counters of user x candidate, which know the whole life by themselves",
-)
-@click.option(
-    "--keep",
-    "keep_dir",
-    type=click.Path(path_type=Path),
-    help="folder that keeps the city, the replayed rows and what each model and seed said; only what is missing is made",
 )
 @common_options
 def command(

@@ -84,6 +84,9 @@ def main(argv: list[str] | None = None) -> Any:
     except PermissionError as e:
         click.echo(f"stream-dmgin: {denied(e)}", err=True)
         sys.exit(UsageError.exit_code)
+    except (IsADirectoryError, NotADirectoryError, FileExistsError) as e:
+        click.echo(f"stream-dmgin: {e.filename2 or e.filename}: {e.strerror}: give another path", err=True)
+        sys.exit(UsageError.exit_code)
     except BrokenPipeError:  # `| head`. The signal itself stays ignored: a peer that goes away must not end a worker
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(UNREAD)

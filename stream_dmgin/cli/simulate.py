@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from stream_dmgin.cli.common import Context, common_options
-from stream_dmgin.errors import ConfigError
+from stream_dmgin.errors import ConfigError, UsageError
 
 
 class _Life(click.ParamType):
@@ -109,6 +109,12 @@ def command(
     if to_dir:
         from stream_dmgin.simulator.parquet import write_history
 
+        wrong = {"--groups-out": groups_out, "--oracle-out": oracle_out, "--hold": hold}
+        if given := [option for option, value in wrong.items() if value is not None]:
+            raise UsageError(
+                f"{' and '.join(given)} are for live traffic: --to-dir writes the map as groups.csv and the true probabilities as"
+                " oracle.parquet beside the log"
+            )
         days = 180 if history_days is None else history_days
         if days < 1:
             raise ConfigError("--history-days", days, "give 1 or more with --to-dir")

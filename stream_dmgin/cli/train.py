@@ -82,11 +82,14 @@ def command(
     from stream_dmgin.groups.map import GroupMap
     from stream_dmgin.models.registry import load_model
     from stream_dmgin.training import recipes, release
+    from stream_dmgin.training.checkpoint import usable
     from stream_dmgin.training.evaluate import days
     from stream_dmgin.training.options import Point
     from stream_dmgin.training.parallel import joined
     from stream_dmgin.training.parent import begun_with
 
+    if checkpoint is not None:
+        usable(checkpoint)
     log = form.read(data)
     chosen = recipes.read(recipes.find(recipe), log.meta) if recipe else recipes.of(log.meta)
     if architecture == "stack" and set(chosen.stack.members) != set(release.STACK):

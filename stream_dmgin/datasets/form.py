@@ -224,3 +224,18 @@ def validate(data: Dataset, where: str = "the log") -> None:
         raise InputError(f"{where}: unknown topics in events.parquet: {names}; use {', '.join(TOPICS)}")
     if not set(pc.unique(data.rows["label"]).to_pylist()) <= {0, 1}:
         raise InputError(f"{where}: label of rows.parquet must be 0 or 1")
+    for head in data.meta.heads:
+        _head(data.rows, head, where)
+
+
+def _head(rows: pa.Table, head: str, where: str) -> None:
+    name = f"label_{head}"
+    if name in rows.column_names and not set(pc.unique(rows[name]).to_pylist()) <= {0, 1, None}:
+        raise InputError(f"{where}: {name} of rows.parquet must be 0, 1 or null (unknown)")
+    if f"{name}_at" in rows.column_names:
+        early = pc.sum(pc.less(rows[f"{name}_at"], rows["ts"])).as_py() or 0
+        if early:
+            raise InputError(
+                f"{where}: {name}_at of {early} rows of rows.parquet is before the request (ts): a label can't be known before what"
+                f" it is of; mend the clocks, or leave {name}_at null where the time isn't known"
+            )

@@ -81,6 +81,8 @@ def read_items(path: str | Path) -> Items:
     path = Path(path)
     if path.is_dir():
         path = path / "items.parquet"
+    if not path.exists():
+        raise InputError(f"{path} does not exist: --items is a Parquet file, or the directory of a log")
     try:
         names = pq.read_schema(path).names
         columns = {c: v for v, (c, _) in VIEWS.items() if c in names}
@@ -143,6 +145,10 @@ def _view(path: Path, column: str, data: Any, place: NDArray[np.int64]) -> View 
         return None
     lists = data.take(pa.array(there))
     vectors = _matrix(path, column, lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists, there)
+    says = vectors.any(1)  # a vector of zeros has no direction: it is what many encoders give for nothing
+    there, vectors = there[says], vectors[says]
+    if not len(there):
+        return None
     order = np.argsort(place[there])
     return View(place[there][order], vectors[order])
 
@@ -151,6 +157,8 @@ def _matrix(path: Path, column: str, lists: Any, rows: NDArray[np.int64]) -> Mat
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if not any(f(lists.type) for f in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
+        raise InputError(f"{path}: column {column} must hold lists of numbers, not {lists.type}")
     try:
         widths = np.asarray(pc.list_value_length(lists).to_numpy(zero_copy_only=False), np.int64)
         flat = np.asarray(pc.list_flatten(lists).cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False))
@@ -168,7 +176,10 @@ def _matrix(path: Path, column: str, lists: Any, rows: NDArray[np.int64]) -> Mat
     out: Matrix = flat.reshape(len(rows), int(widths[0]))
     bad = np.flatnonzero(~np.isfinite(out).all(1))
     if len(bad):
-        raise InputError(f"{path}, row {rows[int(bad[0])]}: {column} holds a number that is not finite (or a null)")
+        raise InputError(
+            f"{path}, row {rows[int(bad[0])]}: {column} holds a number that is not finite (or a null):"
+            " mend what the encoder gave, or make the whole embedding null, which means that the item has none"
+        )
     return out
 
 

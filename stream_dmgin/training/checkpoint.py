@@ -51,6 +51,15 @@ def identity(options: Options, config: Any, *requests: NDArray[np.int64]) -> dic
     }
 
 
+def usable(path: Path) -> None:
+    """InputError, before anything is computed, where no checkpoint can be kept at this path."""
+    if path.is_dir():
+        raise InputError(f"{path} is a directory: --checkpoint names a file in one")
+    above = next(p for p in path.absolute().parents if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"{path} can't be written: {above} is no directory that this account may write to")
+
+
 def save(
     path: Path, who: Mapping[str, Any], parts: Mapping[str, nn.Module | torch.optim.Optimizer], at: Progress
 ) -> None:

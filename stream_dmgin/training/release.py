@@ -76,6 +76,11 @@ def rows_for(
 
 
 def _range(source: DatasetSource, spans: Spans) -> tuple[int, int]:
+    if spans.train[1] > spans.valid[0]:
+        raise UsageError(
+            f"--valid-days {spans.valid_days} must come after --train-days {spans.train_days}: days that a model learned from can't"
+            " choose or calibrate it"
+        )
     first, last = source.requests.between(min(spans.train[0], spans.valid[0]), max(spans.train[1], spans.valid[1]))
     if first == last:
         raise UsageError(f"the log holds no rows on days {spans.train_days} and {spans.valid_days}: choose other days")

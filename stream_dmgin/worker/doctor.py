@@ -77,7 +77,7 @@ def _disk(settings: Settings) -> Iterator[Finding]:
     yield Finding(
         "disk",
         not why,
-        why or f"{disk.free / 1e9:.1f} GB free at {there}",
+        why.removeprefix("disk: ") or f"{disk.free / 1e9:.1f} GB free at {there}",
         why and "make room: workers take no events till then",
     )
 

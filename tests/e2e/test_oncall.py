@@ -151,6 +151,7 @@ def test_what_doctor_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     assert all(f["fix"] for f in d["findings"] if not f["ok"])
     code, text = cli(capsys, monkeypatch, s, "doctor", text=True)
     assert code == 1 and "fix: stream-dmgin topics apply" in text
+    assert "WRONG  disk: " in text and "disk: disk:" not in text
 
     other = settings_of(tmp_path, log=f"file:{tmp_path / 'other'}")  # a log that doesn't hold what the store has folded
     make_topics(other, PARTITIONS)

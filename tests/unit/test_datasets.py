@@ -10,6 +10,7 @@ import pytest
 
 from stream_dmgin.datasets import form, load, table
 from stream_dmgin.errors import InputError
+from tests.logs import dataset
 
 
 def _csv(path: Path, text: str) -> Path:
@@ -106,3 +107,25 @@ def test_reading_names_what_is_wrong(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="visible before it happened"):
         form.read(tmp_path / "out")
+
+
+def test_labels_of_what_follows_a_click_are_checked() -> None:
+    made = dataset(20)
+    made.meta.heads = ["order"]
+    ts = made.rows["ts"].to_numpy()
+
+    def check(label: list[int | None], at: list[int | None]) -> None:
+        columns = {"label_order": pa.array(label, pa.int8()), "label_order_at": pa.array(at, pa.int64())}
+        rows = made.rows
+        for name, column in columns.items():
+            rows = rows.append_column(name, column)
+        form.validate(form.Dataset(made.events, rows, made.items, made.meta))
+
+    n = len(ts)
+    late = [int(t) + 5 for t in ts]
+    check([1, None] * (n // 2) + [0] * (n % 2), [t if k % 3 else None for k, t in enumerate(late)])
+    with pytest.raises(InputError, match=r"label_order of rows\.parquet must be 0, 1 or null"):
+        check([1] * (n - 1) + [2], late)
+    skewed = [t - 86_400_000 if k in (1, 4) else t for k, t in enumerate(late)]
+    with pytest.raises(InputError, match=r"label_order_at of 2 rows .* before the request.*mend the clocks"):
+        check([1] * n, skewed)

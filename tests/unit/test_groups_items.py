@@ -15,7 +15,7 @@ from stream_dmgin.groups.items import Items, View, read_items, write_items
 
 
 def written(path, ids, vectors, column="embedding", **more):  # type: ignore[no-untyped-def]
-    lists = [None if v is None else list(map(float, v)) for v in vectors]
+    lists = [None if v is None else [None if x is None else float(x) for x in v] for v in vectors]
     pq.write_table(pa.table({"item_id": ids, column: lists, **more}), path)
     return path
 
@@ -44,7 +44,8 @@ def test_views_and_words_come_in_the_order_of_ids_and_survive_being_written(tmp_
         (["a", "b"], [[1, 2], [1, 2, 3]], "row 1: embedding has 3 numbers, where the first has 2"),
         (["a", "a"], [[1, 2], [1, 2]], "'a' is in rows 0 and 1"), (["a", "b"], [[1, 2], [1, math.nan]], "row 1: .* not finite"),
         (["a", "b"], [[1, 2], [1, math.inf]], "row 1: .* not finite"), (["a", ""], [[1, 2], [1, 2]], "row 1: item_id is empty"),
-        (["a"], [None], "no item has an embedding"), (["a"], [[]], "no numbers"),
+        (["a"], [None], "no item has an embedding"), (["a", "b"], [[0, 0], [0, 0]], "no item has an embedding"),
+        (["a", "b"], [[1, 2], [1, None]], "row 1: .*mend what the encoder gave, or make the whole embedding null"), (["a"], [[]], "no numbers"),
     ],
 )  # fmt: skip
 def test_bad_embeddings(tmp_path, ids, vectors, message) -> None:  # type: ignore[no-untyped-def]
@@ -52,14 +53,24 @@ def test_bad_embeddings(tmp_path, ids, vectors, message) -> None:  # type: ignor
         read_items(written(tmp_path / "e.parquet", ids, vectors))
 
 
+def test_an_embedding_of_zeros_is_none(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    found = read_items(written(tmp_path / "e.parquet", ["c", "a", "b"], [[1, 2], [0, 0], [3, 4]]))
+    assert found.ids == ["a", "b", "c"] and found.views["embedding"].rows.tolist() == [1, 2]
+
+
 def test_bad_files(tmp_path) -> None:  # type: ignore[no-untyped-def]
     pq.write_table(pa.table({"item_id": ["a"], "x": [1]}), tmp_path / "x.parquet")
     pq.write_table(pa.table({"item_id": ["a"], "vector": ["b"]}), tmp_path / "y.parquet")
     pq.write_table(pa.table({"item_id": ["a"], "vector": [["b"]]}), tmp_path / "z.parquet")
     (tmp_path / "t.parquet").write_text("no Parquet")
-    for name in ("x.parquet", "y.parquet", "z.parquet", "t.parquet", "absent.parquet", "."):
-        with pytest.raises(InputError):
-            read_items(tmp_path / name)
+    for name, message in (
+        ("x", "it has item_id, x"), ("y", "must hold lists of numbers, not string"), ("z", "must hold lists of numbers"),
+        ("t", "can't be read as Parquet"), ("absent", "does not exist: --items is a Parquet file, or the directory of a log"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            read_items(tmp_path / f"{name}.parquet")
+    with pytest.raises(InputError, match=r"items\.parquet does not exist"):
+        read_items(tmp_path)
 
 
 def test_words_become_views_and_like_words_lie_together() -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from stream_dmgin.cli.main import cli
 from stream_dmgin.datasets import form
 from stream_dmgin.datasets.grouping import group_map
-from stream_dmgin.errors import InputError
+from stream_dmgin.errors import UsageError
 from stream_dmgin.models.registry import load_model
 from stream_dmgin.replay.score import score
 from stream_dmgin.replay.source import DatasetSource
@@ -75,7 +75,7 @@ def train(city: Path, *more: object) -> tuple[int, str, str]:
         *more,
     ]
     done = CliRunner().invoke(cli, [*map(str, args), "-o", "json"])
-    if isinstance(done.exception, InputError):  # `main` makes an exit code of it
+    if isinstance(done.exception, UsageError):  # `main` makes an exit code of it
         return done.exception.exit_code, done.stdout, str(done.exception)
     return done.exit_code, done.stdout, done.stderr
 
@@ -112,6 +112,18 @@ def test_a_model_with_its_card(city: Path, tmp_path: Path) -> None:
     (tmp_path / "c.pt").write_bytes(b"torn")
     code, _, said = train(city, "--out", tmp_path / "x", "--rows", tmp_path / "rows", "--checkpoint", tmp_path / "c.pt")
     assert code == 2 and "is damaged" in said
+
+
+def test_what_cannot_be_trained_is_said_first(city: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for more, message in (
+        (("--valid-days", "35-39"), "--valid-days 35-39 must come after --train-days 5-35"),
+        (("--valid-days", "90-91", "--train-days", "80-89"), "holds no rows on days 80-89 and 90-91"),
+        (("--checkpoint", tmp_path), f"{tmp_path} is a directory: --checkpoint names a file"),
+        (("--checkpoint", tmp_path / "file" / "c.pt"), "c.pt can't be written"),
+    ):
+        code, _, said = train(city, "--out", tmp_path / "x", *more)
+        assert code == 2 and message in said and not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("architecture", ["trees", "stack"])

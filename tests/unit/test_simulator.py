@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from stream_dmgin.cli.simulate import command
 from stream_dmgin.datasets import form
+from stream_dmgin.errors import UsageError
 from stream_dmgin.simulator import behaviour as b
 from stream_dmgin.simulator.drift import CLICKS, FASHION, MOVES, TASTE, WEEKS, moods
 from stream_dmgin.simulator.parquet import HEADS, write_history
@@ -127,6 +128,13 @@ def test_a_seasonal_interest_goes_and_comes_back() -> None:
     on = taste > (users.low[u, k] + users.high[u, k]) / 2
     seasons = int(((~on[:-1]) & on[1:]).sum())
     assert seasons >= 2  # it came back
+
+
+def test_options_of_live_traffic_are_refused_for_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--groups-out are for live traffic.*groups\.csv"):
+        args = ["--to-dir", str(tmp_path / "c"), "--groups-out", str(tmp_path / "g.csv")]
+        CliRunner().invoke(command, args, catch_exceptions=False)
+    assert not (tmp_path / "c").exists()
 
 
 def test_the_command_writes_parquet_and_says_what(tmp_path: Path) -> None:

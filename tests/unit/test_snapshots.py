@@ -381,7 +381,8 @@ def test_rebuild_without_its_log(world: World, tmp_path: Path) -> None:
         log.create(TopicInfo(t, PARTITIONS) for t in TOPICS)
         with pytest.raises(StreamDmginError, match="another log"):
             rebuild(Stores.of(world.data), 0, log)
-    assert sorted(Stores.of(world.data).present()) == [0, 1, 2]
+    stores = Stores.of(world.data)
+    assert sorted(stores.present()) == [0, 1, 2] and not list(stores.directory.glob("rebuilding-*"))
 
 
 def test_group_maps_that_no_manifest_names_go(world: World, url: str, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,26 +14,17 @@ from stream_dmgin.errors import InputError
 from stream_dmgin.training import evaluate as protocol
 from stream_dmgin.training import measure as measuring
 from stream_dmgin.training import recipes
-from tests.logs import dataset
+from tests.contests import plan, short_log, smaller
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    of = recipes.of
-
-    def smaller(meta: form.Meta) -> recipes.Recipe:
-        r = of(meta)
-        spec = replace(r.spec, groups=4, events=4, short=4, item_buckets=64, category_buckets=8, advertiser_buckets=8)
-        config = replace(r.config, spec=spec, width=16, item_width=8, hidden=(16, 8))
-        return replace(r, config=config, options=replace(r.options, epochs=1, batch=128))
-
-    monkeypatch.setattr(recipes, "of", smaller)
+    monkeypatch.setattr(recipes, "of", smaller(recipes.of))
 
 
 def log(label: dict[int, int] | None = None, events: bool = True, items: bool = True) -> form.Dataset:
     """A log of ten short days; `label`: days whose labels are all the same."""
-    data = dataset(600)
-    data.meta.day_ms = 20_000
+    data = short_log()
     day = data.day(data.rows["ts"].to_numpy())
     y = data.rows["label"].to_numpy().copy()
     for d, value in (label or {}).items():
@@ -46,10 +36,6 @@ def log(label: dict[int, int] | None = None, events: bool = True, items: bool = 
         data.items if items else data.items.slice(0, 0),
         data.meta,
     )
-
-
-def plan(data: form.Dataset) -> protocol.Plan:
-    return protocol.Plan(*(protocol.days(data.meta, d, "--days") for d in ("1-5", "6-7", "8-9")), 0, data.meta.day_ms)
 
 
 def test_items_without_a_description_and_users_without_a_past() -> None:

@@ -74,6 +74,9 @@ def rebuild(
             _take_side_rows(engine, db)
         finally:
             engine.close()
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)  # what was begun is of no use to anybody
+        raise
     finally:
         db.close()
     swap_in(new, old)

@@ -1,0 +1,29 @@
+"""Options that the long measurements (`evaluate`, `lifelong`) share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stream_dmgin.cli.common import F
+
+_OPTIONS = (
+    click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="how many models to train"),
+    click.option(
+        "--first-seed", type=click.IntRange(1), default=1, show_default=True,
+        help="the first of them: runs of one seed each, with the same --keep, are put together by a last one",
+    ),
+    click.option(
+        "--keep", "keep_dir", type=click.Path(file_okay=False, path_type=Path),
+        help="folder that keeps what is made on the way (a simulated city, replayed rows) and what each model and seed said;"
+        " only what is missing is made",
+    ),
+)  # fmt: skip
+
+
+def measuring_options(f: F) -> F:
+    """--seeds, --first-seed, --keep: `seeds`, `first_seed`, `keep_dir`."""
+    for option in reversed(_OPTIONS):
+        f = option(f)
+    return f
