@@ -12,49 +12,69 @@ from stream_dmgin.training.metrics import Interval
 COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7a4d9f", "#8a6d1b", "#444444")
 DASHES = ("none", "6 3", "2 2", "8 2 2 2")
 GREY, FRAME = "#999", "#ccc"
+FEW = 30  # rows below which a share of clicks is mostly luck
 
 
 def reliability(models: Mapping[str, Sequence[Bin]], size: int = 320) -> str:
-    """Predicted against observed click rate; the area of a point grows with its rows."""
-    pad = 44
+    """Predicted against observed click rate; the area of a point grows with its rows, and a point of fewer than FEW rows is hollow and on
+    no line. The axes end above the points of more rows; the names stand on the right."""
+    pad, right = 44, 16 + 7 * max((len(n) for n in models), default=0) + 24
     span = size - 2 * pad
-    most = max((b.rows for bins in models.values() for b in bins), default=1)
+    every = [b for bins in models.values() for b in bins]
+    most = max((b.rows for b in every), default=1)
+    top = _end(max((max(b.predicted, b.clicked) for b in every if b.rows >= FEW), default=1.0))
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return pad + x * span, size - pad - y * span
+        return pad + x / top * span, size - pad - y / top * span
 
     parts = [f'<rect x="{pad}" y="{pad}" width="{span}" height="{span}" fill="none" stroke="{FRAME}"/>']
+    parts.append(_text(pad, 18, "Predicted against observed click rate", "start"))
     x0, y0 = at(0, 0)
-    x1, y1 = at(1, 1)
+    x1, y1 = at(top, top)
     parts.append(f'<line x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}" stroke="{GREY}" stroke-dasharray="4 3"/>')
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+    for k in range(5):
+        tick = top * k / 4
         x, y = at(tick, 0)
         parts.append(_text(x, y + 16, f"{tick:g}", "middle"))
         x, y = at(0, tick)
         parts.append(_text(x - 6, y + 4, f"{tick:g}", "end"))
     parts.append(_text(size / 2, size - 8, "predicted click rate", "middle"))
-    parts.append(f'<g transform="rotate(-90 12 {size / 2})">{_text(12, size / 2, "observed", "middle")}</g>')
-    for colour, (name, bins) in zip(_colours(len(models)), models.items(), strict=True):
-        points = [at(b.predicted, b.clicked) for b in bins]
-        parts.append(
-            f'<polyline fill="none" stroke="{colour}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
-        )
-        for b, (x, y) in zip(bins, points, strict=True):
+    parts.append(f'<g transform="rotate(-90 12 {size / 2})">{_text(12, size / 2, "observed click rate", "middle")}</g>')
+    outside = 0
+    for k, (name, bins) in enumerate(models.items()):
+        colour, style = COLOURS[k % len(COLOURS)], _style(k)
+        sure = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(b.predicted, b.clicked) for b in bins if b.rows >= FEW))
+        parts.append(f'<polyline fill="none" {style} points="{sure}"/>')
+        for b in bins:
+            if max(b.predicted, b.clicked) > top:
+                outside += 1
+                continue
+            x, y = at(b.predicted, b.clicked)
             said = escape(f"{name}: {b.rows} rows, predicted {b.predicted:.3f}, observed {b.clicked:.3f}")
             radius = 2 + 5 * (b.rows / most) ** 0.5
-            parts.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity=".6">'
-                f"<title>{said}</title></circle>"
-            )
-    return _svg(size, size, parts, "Reliability: predicted against observed click rate")
+            filled = f'fill="{colour}" fill-opacity=".6"' if b.rows >= FEW else f'fill="none" stroke="{colour}"'
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" {filled}><title>{said}</title></circle>')
+        y = pad + 8 + 15 * k
+        parts.append(f'<path d="M{size - pad + 16} {y}h16" fill="none" stroke-width="2" {style}/>')
+        parts.append(_text(size - pad + 38, y + 4, name, "start"))
+    if any(b.rows < FEW for b in every):
+        said = f"hollow: fewer than {FEW} rows" + (f"; {outside} of them outside" if outside else "")
+        parts.append(_text(pad, 34, said, "start"))
+    height = max(size, pad + 15 * len(models) + 20)
+    return _svg(size + right, height, parts, "Reliability: predicted against observed click rate")
 
 
-def intervals(rows: Mapping[str, Interval], width: int = 560) -> str:
-    """One line per name: the difference and its 95 % interval, zero marked."""
-    left, right, step, top = 190, 90, 26, 10
+def _end(most: float) -> float:
+    return next((e for e in (0.04, 0.1, 0.2, 0.4, 0.6, 0.8) if most <= e), 1.0)
+
+
+def intervals(rows: Mapping[str, Interval], colours: Mapping[str, str], width: int = 560) -> str:
+    """One line per name: the difference and its 95 % interval, zero marked; `colours` of those whose interval excludes zero."""
+    left, right, step, top = 16 + 7 * max((len(n) for n in rows), default=0), 70, 26, 10
     low = min([0.0, *(i.low for i in rows.values())])
     high = max([0.0, *(i.high for i in rows.values())])
     room = (high - low) or 1.0
+    ends = (low, high)
     low, high = low - room * 0.05, high + room * 0.05
     height = top + step * len(rows) + 24
 
@@ -67,7 +87,7 @@ def intervals(rows: Mapping[str, Interval], width: int = 560) -> str:
     for k, (name, i) in enumerate(rows.items()):
         y = top + step * k + step / 2
         sure = i.low > 0 or i.high < 0
-        colour = COLOURS[0] if sure else GREY
+        colour = colours[name] if sure else GREY
         parts.append(_text(left - 8, y + 4, name, "end"))
         parts.append(
             f'<line x1="{x(i.low):.1f}" y1="{y}" x2="{x(i.high):.1f}" y2="{y}" stroke="{colour}" stroke-width="2"/>'
@@ -75,6 +95,7 @@ def intervals(rows: Mapping[str, Interval], width: int = 560) -> str:
         parts.append(f'<circle cx="{x(i.diff):.1f}" cy="{y}" r="4" fill="{colour}"/>')
         parts.append(_text(width - right + 8, y + 4, f"{i.diff:+.4f}", "start"))
     parts.append(_text(x(0), height - 6, "0", "middle"))
+    parts += [_text(x(v), height - 6, f"{v:+.3f}", "middle") for v in ends if abs(x(v) - x(0)) > 45]
     return _svg(width, height, parts, "Differences to the champion with 95 % intervals")
 
 
@@ -105,7 +126,7 @@ def lines(
     room = (height - top - bottom) / max(1, len(ranked) - 1)
     names = _apart([at(*curve[-1])[1] for _, curve in ranked], min(13.0, room), top)
     for k, ((name, curve), beside) in enumerate(zip(ranked, names, strict=True)):
-        style = f'stroke="{COLOURS[k % len(COLOURS)]}" stroke-dasharray="{DASHES[k // len(COLOURS) % len(DASHES)]}"'
+        style = _style(k)
         placed = [at(*p) for p in curve]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
         parts.append(f'<polyline fill="none" stroke-width="1.5" {style} points="{path}"/>')
@@ -128,13 +149,9 @@ def _apart(places: Sequence[float], least: float, top: float) -> list[float]:
     return found
 
 
-def _colours(n: int) -> list[str]:
-    return [COLOURS[k % len(COLOURS)] for k in range(n)]
-
-
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """The colour of each model in the reliability plot."""
-    return dict(zip(names, _colours(len(names)), strict=True))
+def _style(k: int) -> str:
+    """Colour and dashes of line number `k`: no two of 24 are alike."""
+    return f'stroke="{COLOURS[k % len(COLOURS)]}" stroke-dasharray="{DASHES[k // len(COLOURS) % len(DASHES)]}"'
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
@@ -144,5 +161,6 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
 
 def _svg(width: float, height: float, parts: Sequence[str], title: str) -> str:
     size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
-    return f"{head}<title>{escape(title)}</title>{''.join(parts)}</svg>"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="max-width:100%;height:auto" role="img">'
+    paper = '<rect width="100%" height="100%" fill="#fff"/>'  # dark viewers would leave dark words on dark
+    return f"{head}<title>{escape(title)}</title>{paper}{''.join(parts)}</svg>"

@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from stream_dmgin.log.base import Log
 
 F = Callable[..., Any]
+PIPED = 200  # columns of a table that goes to a pipe or a file
 
 
 class Context:
@@ -60,7 +62,11 @@ class Context:
         )
         from rich.console import Console
 
-        Console(file=self._stdout, highlight=False, soft_wrap=isinstance(shown, str)).print(shown, markup=False)
+        # a pipe or file has no width: 80 columns would break the numbers of a table
+        width = None if self._stdout.isatty() or "COLUMNS" in os.environ else PIPED
+        Console(file=self._stdout, highlight=False, soft_wrap=isinstance(shown, str), width=width).print(
+            shown, markup=False
+        )
 
     def say(self, text: str) -> None:
         """A line for the person at the terminal; never on stdout."""

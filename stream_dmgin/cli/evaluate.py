@@ -12,13 +12,18 @@ import click
 
 from stream_dmgin.cli.common import Context, common_options, table
 from stream_dmgin.cli.measuring_options import measuring_options
+from stream_dmgin.datasets import MEASURED
 from stream_dmgin.errors import UsageError
 
 
 @click.command()
-@click.argument("dataset", type=click.Choice(["kuairand", "ebnerd", "mind"]))
+@click.argument("dataset", type=click.Choice(MEASURED))
 @click.option(
-    "--data", "directory", type=click.Path(path_type=Path), required=True, help="directory of the log's files"
+    "--data",
+    "directory",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="directory of the log's files (own: of the normalised form)",
 )
 @click.option(
     "--model",
@@ -71,7 +76,8 @@ def command(
 ) -> None:  # fmt: skip
     """Train on some days of DATASET, choose on others, measure on the last; the state goes on through all of them.
 
-    An event counts for a request only if it was visible strictly earlier. MIND has no days: leave them out there.
+    An event counts for a request only if it was visible strictly earlier. MIND has no days: leave them out there. With `own`, --data
+    is a log in the normalised form, as `data import` and `simulate --to-dir` write it.
     """
     from stream_dmgin.datasets import load
     from stream_dmgin.groups.map import GroupMap

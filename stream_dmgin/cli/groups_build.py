@@ -11,6 +11,7 @@ import click
 from stream_dmgin.cli.common import Context, common_options, table
 from stream_dmgin.cli.groups_options import clustering, clustering_options, making_options
 from stream_dmgin.cli.groups_options import space as make_space
+from stream_dmgin.datasets import MEASURED
 from stream_dmgin.errors import UsageError
 
 
@@ -111,9 +112,13 @@ def compare(ctx: Context, before: str, after: str) -> None:
 
 
 @click.command()
-@click.argument("dataset", type=click.Choice(["kuairand", "ebnerd", "mind"]))
+@click.argument("dataset", type=click.Choice(MEASURED))
 @click.option(
-    "--data", "directory", type=click.Path(path_type=Path), required=True, help="directory of the log's files"
+    "--data",
+    "directory",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="directory of the log's files (own: of the normalised form)",
 )
 @click.option(
     "--map", "names", metavar="MAP", multiple=True, help="file or id of a map, or own (the log's); give two or more"

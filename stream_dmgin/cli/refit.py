@@ -94,6 +94,7 @@ def command(
     from stream_dmgin.models.registry import load_model
     from stream_dmgin.training import continual, recipes
     from stream_dmgin.training import parent as parents
+    from stream_dmgin.training.card import surface_names
     from stream_dmgin.training.heads import rows_as_of
     from stream_dmgin.worker.publish import publish_model, published_model
 
@@ -148,6 +149,7 @@ def command(
                 seed,
                 time.monotonic() - started,
                 made_by,
+                surface_names(rows, r.surface[at.first : at.last]),
             )
             compared = _compared(bar, ctx, model.directory, half, src, groups, at)
         half.replace(out)

@@ -21,7 +21,7 @@ def segment_codes(
     spec: InputSpec, c_dense: NDArray[np.floating], u_dense: NDArray[np.floating], x_cat: NDArray[np.integer], counts: NDArray[np.integer]
 ) -> dict[str, Codes]:  # fmt: skip
     """Kind -> code of each row. Rows as `Forest.scores` takes them: `counts` [requests] candidates each, one after another."""
-    user, candidate = spec.user_features, spec.candidate_features
+    user = spec.user_features
 
     def of(name: str) -> NDArray[np.float64]:
         return u_dense[:, user.index(name)].astype(np.float64)
@@ -29,11 +29,15 @@ def segment_codes(
     turn = np.arctan2(of("hour_sin"), of("hour_cos")) / (2 * np.pi) % 1.0
     # a hair is added, since sine and cosine are float32: twelve o'clock sharp is twelve
     hour = np.floor((turn * 24 + 1e-4) % 24 / HOURS).astype(np.int64)
-    seen = c_dense[:, candidate.index("item_log1p_impressions_life")].astype(np.float64)
     return {
         "surface": np.repeat(x_cat.astype(np.int64), counts), "hour": np.repeat(hour, counts),
-        "user": np.repeat(_known(of("log1p_events")), counts), "item": _known(seen),
+        "user": np.repeat(_known(of("log1p_events")), counts), "item": item_codes(spec, c_dense),
     }  # fmt: skip
+
+
+def item_codes(spec: InputSpec, c_dense: NDArray[np.floating]) -> Codes:
+    """How well the item of each row is known: 0 cold, 1 new, 2 known."""
+    return _known(c_dense[:, spec.candidate_features.index("item_log1p_impressions_life")].astype(np.float64))
 
 
 def segment_name(kind: str, code: int) -> str:

@@ -4,35 +4,51 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_dmgin.models.segments import KNOWN, item_codes
 from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.training.metrics import auc, ece, logloss
 from stream_dmgin.training.rows import TrainingRows
 
 LEAST = 200  # rows of a segment, below which its figures say nothing
+SHOWN = (f"fewer than {KNOWN[0]} times", f"{KNOWN[0]} to {KNOWN[1] - 1} times", f"{KNOWN[1]} times or more")
 HOURS = ((0, 6), (6, 12), (12, 18), (18, 24))
 
 
+def surface_names(rows: TrainingRows, named: Sequence[str | None]) -> dict[int, str]:
+    """Names of the hash buckets of surfaces (`x_cat`). `named`: the surface of each request of the rows, None where it has none."""
+    found: dict[int, set[str]] = {}
+    for bucket, name in zip(rows["x_cat"].tolist(), named, strict=True):
+        if name:
+            found.setdefault(bucket, set()).add(name)
+    return {bucket: " or ".join(sorted(names)) for bucket, names in found.items()}
+
+
 def segments(
-    rows: TrainingRows, requests: NDArray[np.int64], p: NDArray[np.float64], surfaces: int = 6
-) -> list[dict[str, Any]]:
-    """Metrics of `ctr` by surface, hour (UTC), what is known of the user, and length of the list, on these requests; `p`: calibrated
-    probabilities of their rows, in the order of `rows.rows_of`. Segments of few rows, or of all rows, are left out."""
+    rows: TrainingRows, requests: NDArray[np.int64], p: NDArray[np.float64], surfaces: Mapping[int, str] = MappingProxyType({}),
+    most: int = 6,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Metrics of `ctr` by surface (the `most` commonest; `surfaces`: their names), hour (UTC), what is known of user and item, and length
+    of the list, on these requests; `p`: calibrated probabilities of their rows, in the order of `rows.rows_of`. Segments of few rows, or
+    of all rows, are left out."""
     n = rows["r_rows"][requests]
     y = rows.labels()[rows.rows_of(requests)]
     surface, groups = (np.repeat(rows[k][requests], n) for k in ("x_cat", "r_groups"))
     hour = np.repeat(rows["r_ts"][requests] // 3_600_000 % 24, n)
     length = np.repeat(n, n)
-    common = [int(s) for s in np.argsort(-np.bincount(surface), kind="stable")[:surfaces]] if len(surface) else []
-    which = {f"surface {s}": surface == s for s in common}
+    common = [int(s) for s in np.argsort(-np.bincount(surface), kind="stable")[:most]] if len(surface) else []
+    which = {f"surface {surfaces.get(s, s or 'none')}": surface == s for s in common}
     which |= {f"{a:02d} to {b:02d} h UTC": (hour >= a) & (hour < b) for a, b in HOURS}
     which |= {"users without a history": groups == 0, "users with 1 to 9 groups": (groups > 0) & (groups < 10)}
     which |= {"users with 10 groups or more": groups >= 10}
+    item = item_codes(rows.spec, rows["c_dense"][rows.rows_of(requests)])
+    which |= {f"items shown {said}": item == k for k, said in enumerate(SHOWN)}
     which |= {
         "lists of one": length == 1,
         "lists of 2 to 9": (length > 1) & (length < 10),

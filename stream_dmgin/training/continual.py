@@ -7,9 +7,10 @@ held to it where rows are few. What the newer half says is for the caller to ask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -97,13 +98,13 @@ def recalibrated(made: Served, rows: TrainingRows, requests: Requests) -> Calibr
 
 def write(
     out: Path, name: str, made: Served, parent: Model, rows: TrainingRows, at: Split, meta: Meta, groups: str, how: RefitOptions,
-    seed: int, seconds: float, command: Sequence[str],
+    seed: int, seconds: float, command: Sequence[str], surfaces: Mapping[int, str] = MappingProxyType({}),
 ) -> str:  # fmt: skip
     """Write the release, with its parent and what judged it on the card; its id. `seconds` it took; `command` made it."""
     learn, judge = np.arange(at.cut - at.first), np.arange(at.judge - at.first, at.last - at.first)
     options = replace(options_of(parent), seed=seed)
     trees = trees_of(parent)[0] if made.forest is not None else TreeOptions()
-    training = described(made, rows, learn, judge, options, trees, meta, groups) | {
+    training = described(made, rows, learn, judge, options, trees, meta, groups, surfaces=surfaces) | {
         "train_days": _days(rows, learn), "valid_days": _days(rows, judge), "parent": parent.id, "refit": asdict(how),
         "new_rows": len(rows.rows_of(learn[at.new - at.first :])),
     }  # fmt: skip

@@ -43,22 +43,26 @@ def plot(curve: Sequence[Point]) -> str:
     ]
     for k in range(5):
         y = low + (high - low) * k / 4
-        parts.append(_text(PAD - 6, at(0, y)[1] + 4, f"{y:.4f}", "end"))
+        parts.append(_text(PAD - 6, at(0, y)[1] + 4, f"{y:.3f}", "end"))
         x = last * k / 4
         parts.append(_text(at(x, low)[0], HEIGHT - PAD + 16, f"{x:.3g}", "middle"))
     parts.append(_text(WIDTH / 2, HEIGHT - 16, "epoch", "middle"))
+    parts.append(f'<g transform="rotate(-90 12 {HEIGHT / 2})">{_text(12, HEIGHT / 2, "nats a row", "middle")}</g>')
     for k, (name, (colour, points)) in enumerate(kept.items()):
         where = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in points))
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{where}"/>')
-        parts.append(_text(PAD + 8 + 130 * k, PAD - 10, name, "start", colour))
+        if k == 0 or not curve:
+            parts.append(_text(PAD + 8 + 130 * k, PAD - 10, name, "start", colour))
     if curve:
         best = min(curve, key=lambda p: p.valid_logloss)
         x, y = at(best.epoch, best.valid_logloss)
         parts.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{VALID}"><title>best: {best.valid_logloss:.4f}</title></circle>'
         )
-    size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
-    title = "<title>Training loss and valid logloss by epoch</title>"
+        said = f"valid logloss, best {best.valid_logloss:.4f} after {best.epoch:.3g} (dot)"
+        parts.append(_text(PAD + 138, PAD - 10, said, "start", VALID))
+    size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" style="max-width:100%;height:auto"'
+    title = '<title>Training loss and valid logloss by epoch</title><rect width="100%" height="100%" fill="#fff"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">{title}{"".join(parts)}</svg>\n'
 
 

@@ -27,6 +27,7 @@ from stream_dmgin.models.segments import segment_codes
 from stream_dmgin.replay.rows import floor_rates, training_rows
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training import recipes
+from stream_dmgin.training.card import surface_names
 from stream_dmgin.training.contest import Contest, Plan, Say, Span
 from stream_dmgin.training.keep import INPUTS, Keep, of_code, of_data
 from stream_dmgin.training.loop import Options
@@ -120,7 +121,7 @@ def evaluate_all(
     tested = np.flatnonzero(stream.ts >= plan.test[0])
     for m in learning:
         out[m].codes = {k: c[tested] for k, c in stream.codes.items()}
-        out[m].surfaces = {c: s for c, s in zip(rows["x_cat"].tolist(), r.surface[first:last], strict=True) if s}
+        out[m].surfaces = surface_names(rows, r.surface[first:last])
     for seed in range(first_seed, first_seed + seeds):
         for m, found in contest.outcomes(learning, replace(options or recipe.options, seed=seed)).items():
             z, start, mine = found.logits, found.calibration, out[m]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from stream_dmgin.models.registry import Model, save_model
 from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.replay.rows import training_rows
 from stream_dmgin.replay.source import DatasetSource
-from stream_dmgin.training.card import card, reliability, segments
+from stream_dmgin.training.card import card, reliability, segments, surface_names
 from stream_dmgin.training.curve import write_curve
 from stream_dmgin.training.heads import head_measures, rows_as_of
 from stream_dmgin.training.loop import Options, Point, Requests, train
@@ -99,7 +100,9 @@ def release(
     """
     started = time.monotonic()
     source = DatasetSource(data)
-    start = int(source.requests.first[_range(source, spans)[0]])
+    first, last = _range(source, spans)
+    start = int(source.requests.first[first])
+    surfaces = surface_names(rows, source.requests.surface[first:last])
     known = rows_as_of(rows, data, start, max(spans.train[1], spans.valid[1]), options)
     chosen, judged = known.between(*spans.train), known.between(*spans.valid)
     if architecture != "dmgin" and ranks.world > 1:
@@ -116,7 +119,7 @@ def release(
         if architecture == "stack":
             fitted = of_both(network, known, chosen, judged, replace(trees, seed=options.seed), report)
     seconds = time.monotonic() - started
-    training = described(fitted, known, chosen, judged, options, trees, data.meta, groups.id, ranks) | {
+    training = described(fitted, known, chosen, judged, options, trees, data.meta, groups.id, ranks, surfaces) | {
         "train_days": spans.train_days,
         "valid_days": spans.valid_days,
         "parent": parent.id if parent is not None else None,
@@ -138,9 +141,10 @@ def release(
 
 def described(
     fitted: Served, rows: TrainingRows, chosen: Requests, judged: Requests, options: Options, trees: TreeOptions, meta: Meta,
-    groups: str, ranks: Ranks = ALONE,
+    groups: str, ranks: Ranks = ALONE, surfaces: Mapping[int, str] = MappingProxyType({}),
 ) -> dict[str, Any]:  # fmt: skip
-    """What a release keeps of its training, and how good it is on the requests that judged it."""
+    """What a release keeps of its training, and how good it is on the requests that judged it. `surfaces`: as
+    `card.surface_names` gives them."""
     logits = fitted.logits(rows, judged, ranks)
     take = rows.rows_of(judged)
     y, p = rows.labels()[take], fitted.calibration.apply("ctr", logits["ctr"][take])
@@ -161,7 +165,7 @@ def described(
         "steps": fitted.steps,
         "list_weight": fitted.list_weight,
         "valid": head_measures(logits, fitted.calibration, rows, judged, meta.gauc == "user"),
-        "segments": segments(rows, judged, p),
+        "segments": segments(rows, judged, p, surfaces),
         "reliability": reliability(y[y >= 0], p[y >= 0]),
         "platt": {k: list(v) for k, v in fitted.calibration.platt.items()},
         "stream_dmgin": importlib.metadata.version("stream-dmgin"),

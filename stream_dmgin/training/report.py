@@ -87,11 +87,19 @@ def markdown(result: Mapping[str, Any], command: str) -> str:
         for kind in ("raw", "calibrated", "online"):
             if kind in m["metrics"]:
                 x, sd = m["metrics"][kind], m["metrics"][f"{kind}_sd"]
+                auc, loss = (f"{x[k]:.4f}" + (f" ({sd[k]:.4f})" if m["seeds"] > 1 else "") for k in ("auc", "logloss"))
                 seconds = f"{m['seconds']:.0f}" if m.get("seconds") is not None else ""
                 lines.append(
-                    f"| {name} | {m['seeds']} | {kind} | {x['auc']:.4f} ({sd['auc']:.4f}) | {x['gauc']:.4f} | {x['gauc_mean']:.4f} | "
-                    f"{x['logloss']:.4f} ({sd['logloss']:.4f}) | {x['ece']:.4f} | {seconds} |"
+                    f"| {name} | {m['seeds']} | {kind} | {auc} | {x['gauc']:.4f} | {x['gauc_mean']:.4f} | {loss} | {x['ece']:.4f} | "
+                    f"{seconds} |"
                 )
+    with_heads = {n: m["metrics"]["heads"] for n, m in models.items() if m["metrics"].get("heads")}
+    if with_heads:
+        lines += [
+            "", "What follows a click, calibrated, on the test rows whose label is known in the end:", "",
+            "| model | head | rows | rate | predicted | AUC | logloss | ECE (of a perfect model) |", "|---|---|---|---|---|---|---|---|",
+            *(_head(n, h, x) for n, heads in with_heads.items() for h, x in heads.items() if x["rows"]),
+        ]  # fmt: skip
     if result.get("differences"):
         lines += ["", "| difference | scores | of | 95 % interval |", "|---|---|---|---|"]
         lines += [
@@ -110,6 +118,13 @@ def markdown(result: Mapping[str, Any], command: str) -> str:
                 *(_segment(s, kinds) for s in m["segments"]),
             ]
     return "\n".join(lines) + "\n"
+
+
+def _head(model: str, head: str, x: Mapping[str, float]) -> str:
+    return (
+        f"| {model} | {head} | {x['rows']:,.0f} | {x['rate']:.4f} | {x['predicted']:.4f} | {x['auc']:.4f} | {x['logloss']:.4f} | "
+        f"{x['ece']:.4f} ({x['ece_noise']:.4f}) |"
+    )
 
 
 def _segment(s: Mapping[str, Any], kinds: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stream_dmgin.ab import plots, report
-from stream_dmgin.ab.compare import compare, gain
+from stream_dmgin.ab.compare import Bin, compare, gain
 from stream_dmgin.ab.guard import refuse_worse
 from stream_dmgin.errors import InputError, StreamDmginError
 from stream_dmgin.training.metrics import Interval
@@ -66,7 +66,23 @@ def test_plots_are_well_formed() -> None:
     y, users, truth, noisy = _rows(0.5, n=200)
     c = compare(y, users, {"a & b": truth, "n": noisy}, "n", draws=20)
     ElementTree.fromstring(plots.reliability(c.reliability))
-    ElementTree.fromstring(plots.intervals(c.differences["a & b"]))
+    ElementTree.fromstring(plots.intervals(c.differences["a & b"], dict.fromkeys(c.differences["a & b"], "#000")))
+
+
+def test_a_reliability_diagram_says_which_line_is_whose_and_what_is_luck() -> None:
+    few, sure = Bin(2, 0.9, 0.0), Bin(5000, 0.03, 0.02)
+    drawn = plots.reliability({f"model-{k}": [sure, Bin(400, 0.11, 0.1 + k / 100), few] for k in range(14)})
+    root = ElementTree.fromstring(drawn)
+    words = [e.text for e in root.iter() if e.tag.endswith("text")]
+    assert all(f"model-{k}" in words for k in range(14)) and "observed click rate" in words
+    lines = [e for e in root if e.tag.endswith("polyline")]
+    assert len({(e.get("stroke"), e.get("stroke-dasharray")) for e in lines}) == 14
+    assert all(len(str(e.get("points")).split()) == 2 for e in lines)  # two rows say nothing of a rate
+    assert "0.4" in words and "1" not in words  # the axes end where the rows do
+    assert "hollow: fewer than 30 rows; 14 of them outside" in words
+    places = [float(str(e.get(k))) for e in root.iter() if e.tag.endswith("circle") for k in ("cx", "cy")]
+    assert min(places) >= 44 and max(places) <= 320 - 44  # all inside the frame
+    assert ElementTree.fromstring(plots.reliability({})) is not None
 
 
 def test_a_challenger_that_is_surely_worse_is_refused() -> None:

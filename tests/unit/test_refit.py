@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,7 @@ def test_a_refit_is_a_release_that_names_its_parent(city: Path, tmp_path: Path) 
     assert model.id == done["model"] and model.calibration != parent.calibration and model.heads == parent.heads
     assert model.training["parent"] == parent.id and learned_until(model) > learned_until(parent)
     card = (tmp_path / "next" / "card.md").read_text()
+    assert not re.search(r"surface \d", card)  # by name, not by bucket
     assert f"began with the weights of `{parent.id}`" in card and "rows that judged it" in card
     assert not list(tmp_path.glob(".*"))
     # the next one begins where this one ended

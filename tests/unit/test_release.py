@@ -100,6 +100,8 @@ def test_a_model_with_its_card(city: Path, tmp_path: Path) -> None:
         assert part in card
     assert done["rows_sha256"] in card and re.search(r"2\d{3}-\d\d-\d\d \d\d:\d\d UTC to 2\d{3}", card)
     assert "come from advertisers" in card and "within 5 days" in card
+    named = {s["segment"] for s in done["segments"]}
+    assert {"surface feed", "surface map"} <= named and any(s.startswith("items shown ") for s in named)
     assert len(done["reliability"]) == 10 and done["segments"] and done["valid"]["order"]["rows"] > 0
     assert (tmp_path / "small" / "curve.svg").exists() and (tmp_path / "small" / "curve.csv").exists()
     # again, from the kept rows and the checkpoint: the same weights

@@ -225,6 +225,13 @@ def test_a_report_shows_every_model_and_segment(
     write_report(tmp_path, result, found.label, {m: s.calibrated[1] for m, s in scored.items()}, "evaluate d")
     text = (tmp_path / "report.md").read_text()
     assert "| lightgbm | 1 | online |" in text and "| item-ctr | 1 | calibrated |" in text and "| user " in text
+    assert "| 0.0000) |" not in text and " (0.0000)" not in text  # one seed has no deviation
+    assert "What follows a click" not in text  # neither has heads
+    models["lightgbm"]["metrics"]["heads"] = {
+        "order": {"rows": 1200, "rate": 0.1, "predicted": 0.11, "auc": 0.7, "logloss": 0.3, "ece": 0.02, "ece_noise": 0.01}
+    }  # fmt: skip
+    text = report.markdown(result, "evaluate d")
+    assert "| lightgbm | order | 1,200 | 0.1000 | 0.1100 | 0.7000 | 0.3000 | 0.0200 (0.0100) |" in text
     assert "| lightgbm less item-ctr | calibrated | auc |" in text and "    evaluate d" in text
     assert json.loads((tmp_path / "report.json").read_text())["models"]["lightgbm"]["segments"] == lines
     assert "<title>Reliability" in (tmp_path / "reliability.svg").read_text()
