@@ -298,7 +298,7 @@ class World:
         s, c = self.spec, self.counters
         n = min(s.groups, int(a.n_groups[b])) if b >= 0 else 0
         counts = [[int(x) for x in a.g_counts[b, g]] for g in range(n)]
-        clicks, shown = (sum(k[CLS[x]] for k in counts) for x in ("click", "impression"))
+        clicks, shown = (int(a.n_clicks[b]), int(a.n_impressions[b])) if b >= 0 else (0, 0)
         world_logit = c.global_logit(now, 2)
         user_logit = smooth(clicks, shown, world_logit, 20)
         events, impressions = [], []

@@ -16,7 +16,7 @@ class Arrays:
 
     def __init__(self, users: int, groups: int = 64, events: int = 16, ring: int = 64) -> None:
         B, G, L = users, groups, events
-        self.n_events, self.n_impressions = np.zeros(B, np.int64), np.zeros(B, np.int64)
+        self.n_events, self.n_impressions, self.n_clicks = (np.zeros(B, np.int64) for _ in range(3))
         self.n_groups_total, self.n_groups = np.zeros(B, np.int32), np.zeros(B, np.int32)
         self.g_key = np.zeros((B, G), np.uint64)
         self.g_counts = np.zeros((B, G, N_CLS), np.int64)
@@ -78,6 +78,7 @@ def random_state(
     arrays.m_ts[b, :m] = np.sort(now - rng.integers(0, 2 * HOUR, m))[::-1]
     arrays.s_surface[b, :s], arrays.m_surface[b, :m] = SURFACES[rng.integers(0, 4, s)], SURFACES[rng.integers(0, 4, m)]
     arrays.n_events[b], arrays.n_impressions[b] = s * int(rng.integers(1, 1000)), m * int(rng.integers(1, 1000))
+    arrays.n_clicks[b] = rng.integers(0, arrays.n_events[b] + 1)
 
 
 def _ring(item, cls, ts, dwell, n, rng, hashes, last, span=100 * HOUR) -> None:  # type: ignore[no-untyped-def]

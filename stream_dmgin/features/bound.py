@@ -19,13 +19,14 @@ STATE = {
     "e_item": np.uint64, "e_cls": np.uint8, "e_ts": np.int64, "e_dwell": np.int64,
     "s_len": np.int32, "s_item": np.uint64, "s_cls": np.uint8, "s_ts": np.int64, "s_dwell": np.int64,
     "m_len": np.int32, "m_item": np.uint64, "m_ts": np.int64, "s_surface": np.uint8, "m_surface": np.uint8,
+    "n_clicks": np.int64,
 }  # fmt: skip
 
 RING = 64  # entries of a user's two rings, at most
 _INPUTS, _N = len(STATE), len(STATE) + len(ALL)
 (U_EVENTS, U_IMPRESSIONS, U_GROUPS_TOTAL, U_GROUPS, UG_KEY, UG_COUNTS, UG_DWELL_SUM, UG_DWELL_MAX, UG_VALUE_SUM, UG_FIRST,
  UG_LAST, UG_LEN, UE_ITEM, UE_CLS, UE_TS, UE_DWELL, US_LEN, US_ITEM, US_CLS, US_TS, US_DWELL, UM_LEN, UM_ITEM,
- UM_TS, US_SURFACE, UM_SURFACE) = range(_INPUTS)  # fmt: skip
+ UM_TS, US_SURFACE, UM_SURFACE, U_CLICKS) = range(_INPUTS)  # fmt: skip
 (I_G_MASK, I_G_STAT, I_G_TIME, I_E_ITEM, I_E_ID, I_E_CLS, I_E_TIME, I_E_DWELL, I_E_HOUR, I_E_MASK, I_S_ITEM, I_S_CLS, I_S_TIME,
  I_S_DWELL, I_S_MASK, I_C_ITEM, I_C_ID, I_C_GROUP, I_C_DENSE, I_C_MASK, I_G_AGE, I_G_SIZE, I_U_DENSE,
  I_X_CAT) = range(_INPUTS, _N)  # fmt: skip

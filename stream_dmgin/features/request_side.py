@@ -58,6 +58,7 @@ from stream_dmgin.features.bound import (
     I_X_CAT,
     N_WHERE,
     RING,
+    U_CLICKS,
     U_EVENTS,
     U_GROUPS,
     U_GROUPS_TOTAL,
@@ -451,6 +452,7 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
     B, C, G, D, UB, UG = where[D_B], where[D_C], where[D_G], where[D_D], where[D_UB], where[D_UG]
     logs, n_groups = f32(where[W_LOGS], (LOGS,)), i32(where[U_GROUPS], (UB,))
     counts = i64(where[UG_COUNTS], (UB, UG, N_CLS))
+    of_clicks, of_impressions = i64(where[U_CLICKS], (UB,)), i64(where[U_IMPRESSIONS], (UB,))
     c_item, c_id, c_group = i32(where[I_C_ITEM], (B, C, 3)), i32(where[I_C_ID], (B, C)), i32(where[I_C_GROUP], (B, C))
     c_dense, c_mask = f32(where[I_C_DENSE], (B, C, D)), u8(where[I_C_MASK], (B, C))
     g_age, g_size = f32(where[I_G_AGE], (B, G)), f32(where[I_G_SIZE], (B, G))
@@ -470,14 +472,12 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
         age, seen = f32(where[I_G_AGE] + 4 * b * G, (groups,)), i64(where[UG_LAST] + 8 * r * UG, (groups,))
         for g in range(groups):  # a loop of its own: it vectorises
             age[g] = log2_minutes(now - seen[g])
-        clicks, impressions = 0, 0
         for g in range(groups):
             total = 0
             for cls in range(N_CLS):
                 total += counts[r, g, cls]
-            clicks += counts[r, g, CLICK]
-            impressions += counts[r, g, IMPRESSION]
             g_size[b, g] = log_count(logs, total - counts[r, g, IMPRESSION])
+        clicks, impressions = (of_clicks[r], of_impressions[r]) if r >= 0 else (np.int64(0), np.int64(0))
         user_logit = smoothed_logit(float(clicks), float(impressions), global_rate, USER_WEIGHT)
         user_rate = 1.0 / (1.0 + math.exp(-user_logit))
         ring_logit, ring_rate = user_logit, user_rate

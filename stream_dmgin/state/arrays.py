@@ -26,6 +26,7 @@ class UserArrays:
     item hashes are XXH64; `*_cls` are indexes in `spec.BEHAVIOUR_CLASSES`; `*_surface` numbers by
     `state.hash.surface_of`. `digest` is a hash of the user's whole hot state
     (all 128 groups, all of the rings), whatever G and L are. `version` changes with each counted event.
+    `n_events` counts all but impressions, `n_clicks` what is of the class click.
     """
 
     n_events: I64
@@ -59,6 +60,7 @@ class UserArrays:
     m_ts: I64
     s_surface: U8
     m_surface: U8
+    n_clicks: I64
     addresses: I64 = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -81,5 +83,5 @@ class UserArrays:
             z(g, u64), z((*g, N_CLS), i64), z(g, i64), z(g, i64), z(g, i64), z(g, i64), z(g, i64), z(g, i32),
             z(e, u64), z(e, u8), z(e, i64), z(e, i64),
             z(b, i32), z(s, u64), z(s, u8), z(s, i64), z(s, i64), z(b, i32), z(s, u64), z(s, i64),
-            z(s, u8), z(s, u8),
+            z(s, u8), z(s, u8), z(b, i64),
         )  # fmt: skip

@@ -56,6 +56,7 @@ from stream_dmgin.state.layout import (
     SPILL_LOADED,
     STATE_FORMAT,
     U_BASEBYTES,
+    U_CLICKS,
     U_DELTA,
     U_DELTABYTES,
     U_DELTAROWS,
@@ -284,6 +285,7 @@ def encode_base(S: Any, u: Any, O: Any, o: Any, K: Any, k: Any, ops: Any, nop: A
     O[o + 1] = S.U[b + U_NTOTAL] | (singles << 32)
     O[o + 2], O[o + 3] = S.U[b + U_EVENTS], S.U[b + U_IMPRESSIONS]
     O[o + 4], O[o + 5], O[o + 6] = S.U[b + U_LASTEVENT], S.U[b + U_LASTIMP], S.U[b + U_EPOCH]
+    O[o + 7] = S.U[b + U_CLICKS]
     o = put_ring(S, S.U[b + U_SHORT], short, O, o + HEAD_WORDS)
     o = put_ring(S, S.U[b + U_IMP], imp, O, o)
     for i in range(hot):

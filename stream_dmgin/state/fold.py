@@ -17,6 +17,7 @@ from stream_dmgin.state.layout import (
     BUCKET_MS,
     C_,
     CHANGED_BIT,
+    CLICK,
     CW,
     D_,
     D_DWELL,
@@ -73,10 +74,12 @@ from stream_dmgin.state.layout import (
     SINGLETON,
     SPILL_LOADED,
     SURFACE_AT,
+    T_CLASS,
     T_HASH,
     T_METRICS,
     TW,
     U_,
+    U_CLICKS,
     U_CLOCK,
     U_DELTA,
     U_DELTAWORDS,
@@ -383,6 +386,7 @@ def apply_event(S: Any, u: Any, item: Any, tsf: Any, eid: Any, dwell: Any, value
         S.G[c + G_RING] = at
         S.G[c + G_META] = (meta & ~RING_MASK) | ring
     add_count(S, g, (tsf >> 8) & 255, np.int64(1))
+    S.U[b + U_CLICKS] += S.T[((tsf >> 8) & 255) * TW + T_CLASS] == CLICK
     if tsf & F_DWELL:
         S.G[c + G_DWELL] += dwell
         S.G[c + G_MAXDWELL] = max(S.G[c + G_MAXDWELL], dwell)

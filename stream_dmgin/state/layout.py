@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-STATE_FORMAT = 1
+from stream_dmgin.features.spec import BEHAVIOUR_CLASSES
+
+STATE_FORMAT = 2
+OLDEST_FORMAT = 1  # opened still: a user's row says its own format, and is written anew in the current one
 
 GROUP_RING, USER_RING, HOT = 32, 64, 128
 TYPES, OTHER_TYPE = 255, 255  # type numbers 0..254 have names of their own, 255 is `other`
@@ -73,7 +76,7 @@ UW = 32
 (U_FLAGS, U_TABLE, U_TABLECAP, U_ORDER, U_NHOT, U_DELTA, U_CLOCK, U_DELTAWORDS,
  U_EVENTS, U_IMPRESSIONS, U_LASTEVENT, U_LASTIMP, U_SHORT, U_SHORTRING, U_IMP, U_IMPRING,
  U_HASH, U_ID, U_IDLEN, U_NMEM, U_NTOTAL, U_ORDERCAP, U_BASEBYTES, U_DELTABYTES,
- U_DELTAROWS, U_PAGES, U_EPOCH, U_SPILLEDSINGLES) = range(28)  # fmt: skip
+ U_DELTAROWS, U_PAGES, U_EPOCH, U_SPILLEDSINGLES, U_CLICKS) = range(29)  # fmt: skip
 # flags of a user
 LIVE, LOADED, DIRTY, SPILL_LOADED, ALL_PAGES, ON_DISK, MERGED = 1, 2, 4, 8, 16, 32, 64
 
@@ -93,6 +96,7 @@ IW = 4
 (I_HASH, I_GROUP, I_AT, I_LEN) = range(4)
 TW = 12
 (T_HASH, T_LEN, T_CLASS, T_METRICS, T_NAME) = range(5)
+CLICK = BEHAVIOUR_CLASSES.index("click")  # a class of types
 DW = 6
 (D_TSF, D_EID, D_ITEM, D_DWELL, D_VALUE, D_PREV) = range(6)
 METRICS = 5
@@ -113,7 +117,8 @@ DONE, NEED_A, NEED_U, NEED_G, NEED_I, NEED_IB, NEED_D, NEED_C, NEED_SPILL, NEED_
 ROW_BASE, ROW_DELTA, ROW_SPILL, ROW_ITEMS, ROW_TYPE = b"b", b"d", b"s", b"i", b"t"
 ROW_META, ROW_OFFSETS, ROW_GROUPS = b"m", b"o", b"g"
 ITEM_BLOCK = 256  # items in one row
-HEAD_WORDS = 7
+HEAD_WORDS = 8
+HEAD_WORDS_1 = 7  # of format 1: without the number of clicks
 DELTA_ROWS = 8  # a base is rewritten at the latest when it has as many deltas
 DELTA_SLACK = 2048  # bytes of delta that any user may have
 PAGE_GROUPS = 64  # groups aimed at in one spill page

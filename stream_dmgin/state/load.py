@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from stream_dmgin.state.fold import (
+    COUNT_MASK,
     SPILLED,
     add_count,
     add_value,
@@ -26,6 +27,7 @@ from stream_dmgin.state.layout import (
     B_SINGLE,
     B_TYPES,
     CHANGED_BIT,
+    CLICK,
     DONE,
     F_VALUE,
     G_DIGEST,
@@ -43,6 +45,7 @@ from stream_dmgin.state.layout import (
     GW,
     H_,
     HEAD_WORDS,
+    HEAD_WORDS_1,
     HOT_BIT,
     I_GROUP,
     I_HASH,
@@ -57,11 +60,15 @@ from stream_dmgin.state.layout import (
     NEED_A,
     NEED_G,
     NEED_SPILL,
+    OLDEST_FORMAT,
     ON_DISK,
     RING_MASK,
     SINGLETON,
     SPILL_LOADED,
+    T_CLASS,
+    TW,
     U_BASEBYTES,
+    U_CLICKS,
     U_CLOCK,
     U_DELTABYTES,
     U_DELTAROWS,
@@ -174,17 +181,36 @@ def get_group(S: Any, u: Any, R: Any, at: Any, replace: Any) -> Any:
 
 
 @kernel
+def _clicks(S: Any, u: Any) -> Any:
+    """Events of the class click in all groups of user u that are in memory."""
+    at, cap, clicks = S.U[u * UW + U_TABLE], S.U[u * UW + U_TABLECAP], 0
+    for i in range(cap):
+        g = S.A[at + 2 * i + 1] - 1
+        if g < 0:
+            continue
+        for j in range((S.G[g * GW + G_META] >> 24) & 0xFFFF):
+            count = count_at(S, g, j)
+            if S.T[((count >> 56) & 255) * TW + T_CLASS] == CLICK:
+                clicks += count & COUNT_MASK
+    return clicks
+
+
+@kernel
 def load_user(S: Any, u: Any, R: Any, at: Any, words: Any, spill: Any, spill_words: Any, delta: Any, delta_words: Any,
               delta_rows: Any) -> Any:  # fmt: skip
     """Fill user u (a fresh slot) from rows in R: the base, the spill pages (spill_words < 0: not read), the deltas joined.
 
-    Returns DONE, NEED_SPILL (read the pages and call again), NEED_A or NEED_G; anything but DONE leaves the slot empty.
+    Returns DONE, NEED_SPILL (read the pages and call again), NEED_A or NEED_G; anything but DONE leaves the slot empty. A base of
+    format 1 has no number of clicks: they are counted in all of its groups.
     """
     b = u * UW
     head, hot = R[at], (R[at] >> 8) & 0xFFFF
     pages = (head >> 24) & 0xFFFF
     total = R[at + 1] & LOW32
     have_spill = pages == 0 or spill_words >= 0
+    old = head & 0xFF == OLDEST_FORMAT
+    if old and not have_spill:
+        return NEED_SPILL
     if not arena_room(S, 3 * (words + max(spill_words, 0)) + 400 * (delta_words // 3) + 4096 + 8 * total + 24 * hot):
         S.M[M_NEED] = 3 * (words + max(spill_words, 0)) + 400 * (delta_words // 3) + 4096 + 8 * total + 24 * hot
         return NEED_A
@@ -199,7 +225,8 @@ def load_user(S: Any, u: Any, R: Any, at: Any, words: Any, spill: Any, spill_wor
     S.U[b + U_BASEBYTES], S.U[b + U_DELTABYTES], S.U[b + U_DELTAROWS] = 8 * words, 8 * delta_words, delta_rows
     S.U[b + U_FLAGS] = LIVE | LOADED | ON_DISK | (SPILL_LOADED if have_spill else 0)
     n = (head >> 40) & 0xFF
-    p = at + HEAD_WORDS
+    S.U[b + U_CLICKS] = 0 if old else R[at + HEAD_WORDS - 1]
+    p = at + (HEAD_WORDS_1 if old else HEAD_WORDS)
     S.U[b + U_SHORT], S.U[b + U_SHORTRING] = get_ring(S, R, p, n)
     p += 3 * n
     n = (head >> 48) & 0xFF
@@ -216,6 +243,8 @@ def load_user(S: Any, u: Any, R: Any, at: Any, words: Any, spill: Any, spill_wor
         p = spill
         while p < spill + spill_words:
             _, p = get_group(S, u, R, p, False)
+    if old:
+        S.U[b + U_CLICKS] = _clicks(S, u)
     if S.U[b + U_EPOCH] != S.M[M_EPOCH]:
         code = merge_user(S, u)
         if code != DONE:

@@ -38,6 +38,7 @@ from stream_dmgin.state.layout import (
     T_CLASS,
     T_HASH,
     TW,
+    U_CLICKS,
     U_CLOCK,
     U_EVENTS,
     U_FLAGS,
@@ -152,14 +153,14 @@ def read_user(S: Any, u: Any, out: Any, r: Any) -> None:
         one(out, 4, n1),
     )
     total, version, digest, n_groups = small(out, 5, n1), one(out, 6, n1), one(out, 7, n1), small(out, 8, n1)
-    s_len, m_len = small(out, 21, n1), small(out, 26, n1)
+    s_len, m_len, n_clicks = small(out, 21, n1), small(out, 26, n1), one(out, 31, n1)
     if u < 0:
-        n_events[r] = n_imps[r] = last[r] = last_event[r] = last_imp[r] = version[r] = digest[r] = 0
+        n_events[r] = n_imps[r] = n_clicks[r] = last[r] = last_event[r] = last_imp[r] = version[r] = digest[r] = 0
         total[r] = n_groups[r] = s_len[r] = m_len[r] = 0
         return
     A, G, b = S.A, S.G, u * UW
     S.U[b + U_CLOCK] = S.M[M_CLOCK]
-    n_events[r], n_imps[r] = S.U[b + U_EVENTS], S.U[b + U_IMPRESSIONS]
+    n_events[r], n_imps[r], n_clicks[r] = S.U[b + U_EVENTS], S.U[b + U_IMPRESSIONS], S.U[b + U_CLICKS]
     last_event[r], last_imp[r] = S.U[b + U_LASTEVENT], S.U[b + U_LASTIMP]
     last[r] = max(last_event[r], last_imp[r])
     total[r] = S.U[b + U_NTOTAL]

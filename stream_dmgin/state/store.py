@@ -21,7 +21,7 @@ from rocksdict import (
 )
 
 from stream_dmgin.errors import FormatError, InputError, StoreBusy, StreamDmginError, UsageError
-from stream_dmgin.state.layout import ROW_META, STATE_FORMAT
+from stream_dmgin.state.layout import OLDEST_FORMAT, ROW_META, STATE_FORMAT
 
 OFFSETS = struct.Struct("<5q")  # row `o`: next offsets of the three event topics, users, epoch of the group map
 SIDE = b"x"  # prefix of the rows that callers keep in the store
@@ -155,12 +155,14 @@ def check_format(db: Rdict, path: Path, partition: int, exists: bool, read_only:
             f"{path}: the state has format {found}, this version reads up to {STATE_FORMAT}: upgrade stream-dmgin, or rebuild"
             " the state from the log in an empty data directory"
         )
-    if found < STATE_FORMAT:
+    if found < OLDEST_FORMAT:
         raise FormatError(
-            f"{path}: the state has format {found}, older than {STATE_FORMAT}: rebuild it with `state rebuild`"
+            f"{path}: the state has format {found}, older than {OLDEST_FORMAT}: rebuild it with `state rebuild`"
         )
     if of != partition:
         raise FormatError(f"{path}: this is the state of partition {of}, not {partition}")
+    if found < STATE_FORMAT and not read_only:  # from now on rows of the current format can be in it
+        db[ROW_META] = json.dumps({**meta, "format": STATE_FORMAT}).encode()
 
 
 def write_options(durable: bool, sync: bool) -> WriteOptions:

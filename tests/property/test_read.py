@@ -49,6 +49,8 @@ def check(pair: Pair, users: list[str], a: UserArrays, at: int) -> None:
             ) == (0,) * 7
             continue
         assert a.n_events[b] == shown["events"] and a.n_impressions[b] == shown["impressions"]
+        clicks = [n for g in shown["groups"] for kind, n in g["counts"].items() if klass(kind) == klass("click")]
+        assert a.n_clicks[b] == sum(clicks)
         assert a.n_groups_total[b] == len(shown["groups"])
         assert a.version[b] == pair.engine.version(u.encode()) != 0
         events, impressions = o.short(u), o.impressions(u)

@@ -10,8 +10,11 @@ import pytest
 from rocksdict import Rdict
 
 from stream_dmgin.errors import FormatError
+from stream_dmgin.features.spec import CLASS_OF_TYPE
 from stream_dmgin.groups.map import GroupMap
-from stream_dmgin.state.layout import ROW_META
+from stream_dmgin.state.arrays import UserArrays
+from stream_dmgin.state.engine import StateEngine
+from stream_dmgin.state.layout import ROW_META, STATE_FORMAT
 from stream_dmgin.state.ops.diff import diff
 from stream_dmgin.state.ops.places import META, store_path
 from stream_dmgin.state.ops.restore import plan, restore
@@ -33,8 +36,21 @@ def state(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / request.param.name
 
 
+def check_clicks(engine: StateEngine) -> None:
+    """The number of clicks for life, which format 1 didn't hold, is that of all groups, spilled ones too."""
+    users = sorted(engine.users())
+    arrays = UserArrays.allocate(len(users), 1, 1)
+    engine.read([u.encode() for u in users], arrays)
+    of_class = {t for t, c in CLASS_OF_TYPE.items() if c == "click"}
+    for b, user in enumerate(users):
+        shown = engine.show(user)
+        assert shown is not None
+        clicks = sum(n for g in shown["groups"] for t, n in g["counts"].items() if t in of_class)
+        assert arrays.n_clicks[b] == clicks > 0
+
+
 def test_there_is_a_fixture_of_each_format() -> None:
-    assert STATES and SNAPSHOTS
+    assert [p.name for p in STATES] == [f"state-{n}" for n in range(1, STATE_FORMAT + 1)] and SNAPSHOTS
 
 
 def test_a_store_of_each_format_opens_and_goes_on(state: Path) -> None:
@@ -43,6 +59,7 @@ def test_a_store_of_each_format_opens_and_goes_on(state: Path) -> None:
     assert contents(stores) == want
     for p in stores.present():
         engine = stores.open(p, read_only=False)
+        check_clicks(engine)
         before = engine.offsets
         fold(engine, records(99, p, {t: before[n] for n, t in enumerate(EVENTS)}))
         engine.commit()

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from stream_dmgin.errors import FormatError
-from stream_dmgin.state.layout import STATE_FORMAT
+from stream_dmgin.state.layout import OLDEST_FORMAT, STATE_FORMAT
 
 SNAPSHOT_FORMAT = 1
 
@@ -79,14 +79,16 @@ class Manifest(msgspec.Struct, frozen=True):
             raise FormatError(f"{where}: this is not the manifest of a snapshot, or it is torn") from None
         if not isinstance(version, int) or not isinstance(state, int):
             raise FormatError(f"{where}: the manifest has no format version: it was damaged or isn't ours")
-        for name, found, known in (("snapshot", version, SNAPSHOT_FORMAT), ("state", state, STATE_FORMAT)):
+        for name, found, oldest, known in (
+            ("snapshot", version, SNAPSHOT_FORMAT, SNAPSHOT_FORMAT), ("state", state, OLDEST_FORMAT, STATE_FORMAT)
+        ):  # fmt: skip
             if found > known:
                 raise FormatError(
                     f"{where}: the {name} has format {found}, this version reads up to {known}: upgrade stream-dmgin, "
                     "or take an older snapshot with --id"
                 )
-            if found < known:
-                raise FormatError(f"{where}: the {name} has format {found}, older than {known}: rebuild from the log")
+            if found < oldest:
+                raise FormatError(f"{where}: the {name} has format {found}, older than {oldest}: rebuild from the log")
         if checksum != _checksum(body):
             raise FormatError(f"{where}: the manifest's checksum is wrong: it is damaged")
         try:
