@@ -119,7 +119,7 @@ def command(
     measured = {m: measuring.measure(source, found) for m, found in scored.items()}
     some = scored[models[-1]]
     result: dict[str, Any] = {
-        "dataset": dataset, "model": model, "track": f"refit every {refit_days} days" if refit_days else "frozen", "seeds": len(some.raw),
+        "dataset": data.meta.dataset, "model": model, "track": f"refit every {refit_days} days" if refit_days else "frozen", "seeds": len(some.raw),
         "rows": len(some.row), "clicks": int(some.label.sum()),
         "seconds": {"import": imported - started, "replay": marks["replayed"] - imported, "total": time.monotonic() - started},
     }  # fmt: skip
@@ -147,7 +147,7 @@ def command(
         whole = result if len(models) > 1 else {**result, "models": {models[0]: one}}
         line = shlex.join(["stream-dmgin", *sys.argv[1:]])
         result["report"] = write_report(report_dir, whole, some.label, shown, line)
-    ctx.emit(result, lambda d: _tables(d, f"{dataset}, {len(some.row)} rows"))
+    ctx.emit(result, lambda d: _tables(d, f"{data.meta.dataset}, {len(some.row)} rows"))
 
 
 def _mean(seconds: dict[int, float]) -> float | None:

@@ -172,10 +172,12 @@ def effect(
             | {k: f"{i['diff']:+.4f} [{i['low']:+.4f}, {i['high']:+.4f}]" for k, i in x.items() if isinstance(i, dict)}
             for x in d["differences"]
         ]
-        each = table(({"map": n, **m} for n, m in d["maps"].items()), f"{dataset}, {d['rows']:,} rows, calibrated")
+        each = table(
+            ({"map": n, **m} for n, m in d["maps"].items()), f"{data.meta.dataset}, {d['rows']:,} rows, calibrated"
+        )
         return Together(each, "", table(against, "differences, 95 % intervals"))
 
-    ctx.emit({"dataset": dataset, **found}, human)
+    ctx.emit({"dataset": data.meta.dataset, **found}, human)
 
 
 @click.command()

@@ -85,7 +85,7 @@ def curve(
     height: int = 190,
 ) -> str:
     """One measure over K (log scale) or over epochs; `mark`: the x that was chosen."""
-    left, right, top, bottom = 46, 12, 26, 30
+    left, right, top, bottom = 58, 12, 26, 30
     w, h = width - left - right, height - top - bottom
     xs = [math.log(max(x, 1e-9)) if log else x for x, _ in points]
     ys = [y for _, y in points]
@@ -111,6 +111,7 @@ def curve(
         parts.append(f'<circle class="c0" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{k:,g}: {v:.4g}</title></circle>')
     for k, (x, _) in ((points[0][0], line[0]), (points[-1][0], line[-1])):
         parts.append(_text(x, height - 12, f"{k:,g}", "start" if x == line[0][0] else "end"))
+    parts.append(_text(left + w / 2, height - 12, "groups" if log else "epoch", "middle"))
     return _svg(width, height, parts, name)
 
 

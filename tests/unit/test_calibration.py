@@ -14,6 +14,7 @@ from stream_dmgin.models.calibration import Calibration, fit_platt, fit_shifts, 
 from stream_dmgin.models.segments import KINDS, segment_codes, segment_name
 from stream_dmgin.training.metrics import ece, logloss
 from stream_dmgin.training.online import HOUR_MS, NEVER, Answered, OnlineOptions, fit_window, follow
+from stream_dmgin.training.report import LEAST, by_segment
 from stream_dmgin.training.stack import stack_weights
 
 SPEC = InputSpec(groups=4, events=4, short=4)
@@ -129,3 +130,25 @@ def test_weights_of_a_stack() -> None:
     assert few == pytest.approx([0.5, 0.5], abs=0.2)
     slope, offset = fit_platt(np.stack([a, b], 1) @ found[:2], y)
     assert slope == pytest.approx(1.0, abs=0.05) and abs(offset) < 0.1
+
+
+def test_a_segment_is_measured_on_its_own_rows() -> None:
+    r = np.random.default_rng(2)
+    surface = np.repeat([1, 2, 3], [4000, 2000, LEAST - 1])
+    r.shuffle(surface)
+    p = r.uniform(0.1, 0.4, len(surface))
+    y = (r.random(len(p)) < np.where(surface == 2, p / 2, p)).astype(
+        np.int8
+    )  # told twice as often as it is on surface 2
+    found = {
+        s["segment"]: s for s in by_segment(y, {"surface": surface}, {"calibrated": [p, p]}, {1: "feed", 2: "map"})
+    }
+    assert list(found) == ["all", "feed", "map"]  # too few rows on surface 3
+    for name, code in (("feed", 1), ("map", 2)):
+        mine, s = surface == code, found[name]
+        assert s["rows"] == mine.sum() and s["rate"] == pytest.approx(y[mine].mean())
+        assert s["calibrated"]["predicted"] == pytest.approx(p[mine].mean())
+        assert s["calibrated"]["ece"] == pytest.approx(ece(y[mine], p[mine]))
+        assert s["calibrated"]["logloss"] == pytest.approx(logloss(y[mine], p[mine]))
+    assert found["feed"]["calibrated"]["ece"] < 0.03 < 0.09 < found["map"]["calibrated"]["ece"]
+    assert found["map"]["calibrated"]["ece_high"] < 0.05  # no noise

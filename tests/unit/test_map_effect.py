@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from stream_dmgin.cli.groups import command
+from stream_dmgin.datasets import form
 from stream_dmgin.errors import UsageError
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.training import evaluate as protocol
@@ -30,6 +32,22 @@ def test_maps_are_compared_on_the_same_rows() -> None:
     assert d["auc"]["diff"] == 0.0 and set(said) == {"own", "one"}  # the floor asks the item alone, whatever its group
     with pytest.raises(UsageError, match="two maps or more"):
         compare_maps(data, plan, {"own": None}, "item-ctr")
+
+
+def test_maps_are_compared_on_a_log_of_ones_own(tmp_path: Path) -> None:
+    data = dataset(600)
+    data.meta.day_ms = 20_000
+    form.write(data, tmp_path / "log")
+    (tmp_path / "one.csv").write_text(
+        "item_id,group\n" + "".join(f"{i},0\n" for i in data.items["item_id"].to_pylist())
+    )
+    days = "--train-days 1-5 --valid-days 6-7 --test-days 8-9 --model item-ctr -o json".split()
+    maps = ["--map", "own", "--map", str(tmp_path / "one.csv")]
+    args = ["effect", "own", "--data", str(tmp_path / "log"), *maps, *days, "--data-dir", str(tmp_path)]
+    done = CliRunner().invoke(command, args, catch_exceptions=False)
+    found = json.loads(done.stdout)
+    assert list(found["maps"]) == ["own", str(tmp_path / "one.csv")] and found["dataset"] == "test"
+    assert len(found["differences"]) == 1 and found["rows"] > 0
 
 
 def test_the_command_needs_the_days(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

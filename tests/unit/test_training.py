@@ -148,6 +148,21 @@ def test_a_resumed_run_ends_where_the_whole_one_does(
             loop.train(c["config"], rows, c["learn"], rows, judge, c["options"], path)
 
 
+def test_training_ends_where_it_gains_no_more_and_keeps_its_best(
+    filled: tuple[TrainingRows, list[dict[str, np.ndarray]]],
+) -> None:
+    rows, _ = filled
+    learn, judge = rows.between(0, 3000), rows.between(7000, 10000)  # few to learn from: soon learnt by heart
+    options = replace(OPTIONS, epochs=30, lr=2e-2, average=0.0, patience=2, decay=0.0, table_decay=0.0)
+    fitted = loop.train(CONFIG, rows, learn, rows, judge, options)
+    found = [p.valid_logloss for p in fitted.curve]
+    best = int(np.argmin(found))
+    assert len(found) == best + 1 + options.patience < options.epochs  # two validations without a gain
+    take = rows.rows_of(judge)
+    z = loop.predict(fitted.network, rows, judge)["ctr"][take]
+    assert logloss(rows.labels()[take], sigmoid(z)) == pytest.approx(found[best], abs=1e-6) and found[-1] > found[best]
+
+
 def test_a_damaged_checkpoint_is_refused(
     filled: tuple[TrainingRows, list[dict[str, np.ndarray]]], tmp_path: Path
 ) -> None:
