@@ -119,7 +119,8 @@ def command(
     measured = {m: measuring.measure(source, found) for m, found in scored.items()}
     some = scored[models[-1]]
     result: dict[str, Any] = {
-        "dataset": data.meta.dataset, "model": model, "track": f"refit every {refit_days} days" if refit_days else "frozen", "seeds": len(some.raw),
+        "dataset": data.meta.dataset, "model": model,
+        "track": f"refit every {refit_days} days" if refit_days else "frozen", "seeds": len(some.raw),
         "rows": len(some.row), "clicks": int(some.label.sum()),
         "seconds": {"import": imported - started, "replay": marks["replayed"] - imported, "total": time.monotonic() - started},
     }  # fmt: skip

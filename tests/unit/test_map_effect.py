@@ -41,7 +41,7 @@ def test_maps_are_compared_on_a_log_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "one.csv").write_text(
         "item_id,group\n" + "".join(f"{i},0\n" for i in data.items["item_id"].to_pylist())
     )
-    days = "--train-days 1-5 --valid-days 6-7 --test-days 8-9 --model item-ctr -o json".split()
+    days = ["--train-days", "1-5", "--valid-days", "6-7", "--test-days", "8-9", "--model", "item-ctr", "-o", "json"]
     maps = ["--map", "own", "--map", str(tmp_path / "one.csv")]
     args = ["effect", "own", "--data", str(tmp_path / "log"), *maps, *days, "--data-dir", str(tmp_path)]
     done = CliRunner().invoke(command, args, catch_exceptions=False)
