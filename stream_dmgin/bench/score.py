@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,7 +22,7 @@ from stream_dmgin.bench import machine
 from stream_dmgin.bench.population import Population, populate
 from stream_dmgin.features.build import FeatureBuilder
 from stream_dmgin.features.inputs import Inputs
-from stream_dmgin.models.dmgin import DMGIN
+from stream_dmgin.models.members import Member, read_by
 from stream_dmgin.models.registry import load_model
 from stream_dmgin.scoring.engine import choose_engine
 from stream_dmgin.scoring.scorer import Ask, Scorer
@@ -61,7 +62,7 @@ def measure(model_id: str, data_dir: Path, requests: int = 300, candidates: int 
             touched: list[float] = []
             cached: list[float] = []
             whole: list[float] = []
-            rival = _Whole(scorer, model.network, people, candidates) if model.network_weight else None
+            rival = _Whole(scorer, model.members, people, candidates) if model.members else None
             for n in range(requests):
                 user = r.choice(users)
                 if hit := r.random() >= TOUCHED:
@@ -96,11 +97,11 @@ def measure(model_id: str, data_dir: Path, requests: int = 300, candidates: int 
 
 
 class _Whole:
-    """The rival: read, features, and the network's own forward over the padded inputs."""
+    """The rival: read, features, and each network's own forward over the padded inputs."""
 
-    def __init__(self, scorer: Scorer, network: DMGIN, people: Population, candidates: int) -> None:
+    def __init__(self, scorer: Scorer, members: Sequence[Member], people: Population, candidates: int) -> None:
         spec = scorer.engine.spec
-        self._network = network
+        self._members = members
         self._arrays = UserArrays.allocate(1, spec.groups, spec.events)
         self._inputs = Inputs.allocate(spec, 1, candidates)
         self._builder = FeatureBuilder(spec, people.catalogue, people.counters, people.groups)
@@ -112,5 +113,6 @@ class _Whole:
         a.engine.read([a.user], self._arrays, 0)
         self._builder.user_side(self._arrays, 1, self._inputs)
         self._builder.request_side(self._arrays, 1, [(a.ts, a.candidates, a.lat, a.lon, a.surface)], self._inputs)
-        self._network({k: torch.from_numpy(v) for k, v in self._inputs.items()})
+        for m in self._members:
+            m.network({k: torch.from_numpy(v) for k, v in read_by(m.kind, self._inputs).items()})
         return (perf_counter() - t0) * 1000

@@ -39,11 +39,11 @@ from stream_dmgin.cli.common import Context, common_options
 )
 @click.option(
     "--model",
-    "architecture",
-    type=click.Choice(["dmgin", "trees", "stack"]),
+    "wanted",
+    metavar="dmgin|trees|stack|NAME,NAME",
     default="dmgin",
     show_default=True,
-    help="the network, boosted trees, or both as one (extra `trees`)",
+    help="the network; boosted trees; the recipe's stack.members as one, or these (trees: extra `trees`)",
 )
 @click.option(
     "--from", "parent", metavar="ID|DIR",
@@ -68,9 +68,12 @@ from stream_dmgin.cli.common import Context, common_options
 def command(
     ctx: Context, data: Path, train_days: str, valid_days: str, out: Path, groups: Path | None, recipe: str | None, epochs: int | None,
     lr: float | None, seed: int, blocks: str | None, rows_dir: Path | None, checkpoint: Path | None, checkpoint_steps: int,
-    architecture: str, parent: str | None,
+    wanted: str, parent: str | None,
 ) -> None:  # fmt: skip
     """Replay a log, train a model on it, calibrate it, and write its folder with a card.
+
+    A stack is a weighted sum of several models, fitted one after another as `evaluate` fits them: of dmgin, no-interest, din, lightgbm,
+    and dmgin-no-MODULE. Its weights are fitted on the valid days.
 
     By several processes together: torchrun --nproc-per-node 2 -m stream_dmgin.cli.main train ... --rows DIR
     """
@@ -92,11 +95,8 @@ def command(
         usable(checkpoint)
     log = form.read(data)
     chosen = recipes.read(recipes.find(recipe), log.meta) if recipe else recipes.of(log.meta)
-    if architecture == "stack" and set(chosen.stack.members) != set(release.STACK):
-        raise UsageError(
-            f"the recipe's stack.members are {', '.join(chosen.stack.members)}, and a worker serves {' and '.join(release.STACK)} as one: "
-            f"name these two there (`evaluate --model stack` measures any)"
-        )
+    architecture, members = release.made_of(wanted, chosen)
+    chosen = recipes.with_stack(chosen, members)
     if blocks is not None:
         chosen = recipes.with_blocks(chosen, recipes.block_names(blocks))
     options, begun = chosen.options, None
@@ -104,8 +104,9 @@ def command(
         if architecture == "trees":
             raise UsageError("--from is for networks; trees are grown anew: leave it out, or use `stream-dmgin refit`")
         begun = load_model(parent, ctx.settings.data_dir)
-        wanted = chosen.config if recipe or blocks is not None else None
-        config = begun_with(begun, chosen.config.heads, chosen.config.spec.item_numbers, wanted)
+        asked = chosen.config if recipe or blocks is not None else None
+        config = begun_with(begun, chosen.config.heads, chosen.config.spec.item_numbers, asked)
+        config = replace(config, spec=replace(config.spec, flat=chosen.spec.flat))
         chosen = replace(chosen, config=config)
         options = replace(options, epochs=chosen.refit.epochs, lr=chosen.refit.lr)
     options = replace(options, seed=seed, epochs=epochs or options.epochs, lr=lr or options.lr)
@@ -123,16 +124,17 @@ def command(
         )  # fmt: skip
         fitting = progress.add_task("train", total=None)
 
-        def report(point: Point) -> None:
+        def report(name: str, point: Point) -> None:
             if ranks.first:
                 ctx.say(
-                    f"epoch {point.epoch:.2f}: loss {point.train_loss:.4f}, valid logloss {point.valid_logloss:.4f}, "
+                    f"{name}: epoch {point.epoch:.2f}: loss {point.train_loss:.4f}, valid logloss {point.valid_logloss:.4f}, "
                     f"auc {point.valid_auc:.4f}, {point.seconds:.0f} s"
                 )
 
         done = release.release(
             log, mapped, rows, chosen.config, options, spans, out, ["stream-dmgin", *sys.argv[1:]], checkpoint, report, ranks,
             checkpoint_steps, lambda step, steps: progress.update(fitting, completed=step, total=steps), architecture, chosen.trees, begun,
+            members,
         )  # fmt: skip
     if ranks.first:
         ctx.emit(done, lambda d: f"{d['model']} in {d['path']}: " + ", ".join(

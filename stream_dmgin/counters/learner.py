@@ -38,6 +38,9 @@ from stream_dmgin.counters.online import (
 from stream_dmgin.errors import FormatError
 
 FORMAT = 1
+# Events that a replay, and a worker that takes a backlog in order, bring into the counters at once: what is learnt depends on it a little.
+# The engine's table of increments stays as small as it began, and is cheap to empty
+STRETCH = 200
 META = PREFIX = b"w"  # keys: of what describes the rows, and at the beginning of those of pages
 _SIZES = (LINEAR_BITS, FACTOR_BITS, FACTORS, CELL_BITS)
 

@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_dmgin.features.inputs import ALL
+from stream_dmgin.features.spec import RING
+
+__all__ = ["RING"]
 
 # state arrays read: name -> type. The order is that of their addresses.
 STATE = {
@@ -22,21 +25,20 @@ STATE = {
     "n_clicks": np.int64,
 }  # fmt: skip
 
-RING = 64  # entries of a user's two rings, at most
 _INPUTS, _N = len(STATE), len(STATE) + len(ALL)
 (U_EVENTS, U_IMPRESSIONS, U_GROUPS_TOTAL, U_GROUPS, UG_KEY, UG_COUNTS, UG_DWELL_SUM, UG_DWELL_MAX, UG_VALUE_SUM, UG_FIRST,
  UG_LAST, UG_LEN, UE_ITEM, UE_CLS, UE_TS, UE_DWELL, US_LEN, US_ITEM, US_CLS, US_TS, US_DWELL, UM_LEN, UM_ITEM,
  UM_TS, US_SURFACE, UM_SURFACE, U_CLICKS) = range(_INPUTS)  # fmt: skip
 (I_G_MASK, I_G_STAT, I_G_TIME, I_E_ITEM, I_E_ID, I_E_CLS, I_E_TIME, I_E_DWELL, I_E_HOUR, I_E_MASK, I_S_ITEM, I_S_CLS, I_S_TIME,
  I_S_DWELL, I_S_MASK, I_C_ITEM, I_C_ID, I_C_GROUP, I_C_DENSE, I_C_MASK, I_G_AGE, I_G_SIZE, I_U_DENSE,
- I_X_CAT) = range(_INPUTS, _N)  # fmt: skip
+ I_X_CAT, I_H_ITEM, I_H_CLS, I_H_DWELL, I_H_HOUR, I_H_TIME, I_H_AGE, I_H_SIZE, I_H_MASK) = range(_INPUTS, _N)  # fmt: skip
 (W_COUNTERS, W_CATALOGUE, W_MAP_KEYS, W_MAP_VALUES, W_MAP_SIZE, W_LOGS, W_COLUMNS, W_N_COLUMNS,
  W_SCRATCH, W_SELF) = range(_N, _N + 10)  # fmt: skip
 # dimensions: of the inputs, then of the state arrays
-(D_B, D_C, D_G, D_L, D_S, D_D, D_ITEMS, D_CATEGORIES, D_ADVERTISERS, D_U, D_BLOCKS, D_UB, D_UG, D_UL, D_US, D_UM) = range(
-    _N + 10, _N + 26
+(D_B, D_C, D_G, D_L, D_S, D_D, D_ITEMS, D_CATEGORIES, D_ADVERTISERS, D_U, D_BLOCKS, D_N, D_UB, D_UG, D_UL, D_US, D_UM) = range(
+    _N + 10, _N + 27
 )  # fmt: skip
-N_WHERE = _N + 26
+N_WHERE = _N + 27
 
 
 def state_addresses(arrays: Any, spec: Any) -> tuple[list[int], list[int]]:

@@ -18,10 +18,11 @@ from stream_dmgin.errors import UsageError
 from stream_dmgin.features import bound
 from stream_dmgin.features.blocks import bits
 from stream_dmgin.features.catalogue import Catalogue, unit_vector
+from stream_dmgin.features.flat_side import flat_side
 from stream_dmgin.features.inputs import Inputs
 from stream_dmgin.features.request_side import NUMBERS, PLACE, SCRATCH, request_side
 from stream_dmgin.features.scales import bucket, log_table
-from stream_dmgin.features.spec import InputSpec
+from stream_dmgin.features.spec import RING, InputSpec
 from stream_dmgin.features.user_side import MAX_GROUPS, user_side
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.native import hash_ids
@@ -40,8 +41,10 @@ class FeatureBuilder:
     """Builds inputs for one InputSpec over given counters, catalogue and groups. One thread at a time."""
 
     def __init__(self, spec: InputSpec, catalogue: Catalogue, counters: CounterTable, groups: GroupMap) -> None:
-        if not (1 <= spec.groups <= MAX_GROUPS and spec.events >= 1 and 1 <= spec.short <= bound.RING):
-            raise ValueError(f"{spec}: 1 to {MAX_GROUPS} groups and 1 to {bound.RING} short events can be built")
+        if not (1 <= spec.groups <= MAX_GROUPS and spec.events >= 1 and 1 <= spec.short <= RING and spec.flat <= RING):
+            raise ValueError(
+                f"{spec}: 1 to {MAX_GROUPS} groups, 1 to {RING} short and at most {RING} flat events can be built"
+            )
         if "online" in spec.blocks and counters.online is None:
             raise UsageError(
                 "the model reads the inputs `online`, which the counters of this process don't learn: start the worker again, or "
@@ -80,7 +83,10 @@ class FeatureBuilder:
         if len(requests) != len(which):
             raise ValueError(f"{len(requests)} requests for {len(which)} users")
         hashes = self._requests(requests, out)
-        request_side(self._where(arrays, out), which, self._numbers[: len(which)], self._places[: len(which)], hashes)
+        where = self._where(arrays, out)
+        request_side(where, which, self._numbers[: len(which)], self._places[: len(which)], hashes)
+        if self.spec.flat:
+            flat_side(where, which, self._numbers[: len(which)])
 
     def _rows(self, rows: Rows, out: Inputs) -> NDArray[np.int32]:
         if isinstance(rows, int):
@@ -141,7 +147,7 @@ class FeatureBuilder:
         )  # fmt: skip
         where[bound.D_B : bound.D_UB] = (
             out.users, out.candidates, s.groups, s.events, s.short, len(s.candidate_features), s.item_buckets, s.category_buckets,
-            s.advertiser_buckets, len(s.user_features), bits(s.blocks),
+            s.advertiser_buckets, len(s.user_features), bits(s.blocks), s.flat,
         )  # fmt: skip
         where[bound.D_UB : bound.D_UB + 5] = sizes
         if len(self._bound) >= _KEPT:

@@ -24,6 +24,8 @@ USER_SIDE: dict[str, tuple[Any, tuple[str, ...]]] = {
 REQUEST_SIDE: dict[str, tuple[Any, tuple[str, ...]]] = {
     "c_item": (_I, ("C", "3")), "c_id": (_I, ("C",)), "c_group": (_I, ("C",)), "c_dense": (_F, ("C", "D")),
     "c_mask": (_B, ("C",)), "g_age": (_F, ("G",)), "g_size": (_F, ("G",)), "u_dense": (_F, ("U",)), "x_cat": (_I, ()),
+    "h_item": (_I, ("N", "3")), "h_cls": (_I, ("N",)), "h_dwell": (_I, ("N",)), "h_hour": (_I, ("N",)), "h_time": (_I, ("N",)),
+    "h_age": (_F, ("N",)), "h_size": (_F, ("N",)), "h_mask": (_B, ("N",)),
 }  # fmt: skip
 ALL = {**USER_SIDE, **REQUEST_SIDE}
 _VIEWS = 512  # sizes remembered by `fit`
@@ -31,7 +33,7 @@ _VIEWS = 512  # sizes remembered by `fit`
 
 def _sizes(spec: InputSpec, candidates: int) -> dict[str, int]:
     return {
-        "G": spec.groups, "L": spec.events, "S": spec.short, "C": candidates, "3": 3,
+        "G": spec.groups, "L": spec.events, "S": spec.short, "C": candidates, "3": 3, "N": spec.flat,
         "STAT": N_STAT, "D": len(spec.candidate_features), "U": len(spec.user_features),
     }  # fmt: skip
 

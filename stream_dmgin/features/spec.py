@@ -33,6 +33,18 @@ Request side (C candidates a user, padded; c_mask says which exist):
 | g_size   | [B,G]        | float32 | ln(1 + events of the group for life, impressions aside) |
 | u_dense  | [B,U]        | float32 | user_features(): totals, rates, recency, session, context (hour, weekday) |
 | x_cat    | [B]          | int32   | bucketed hash of context["surface"] (0: none) |
+
+Request side too, for networks that read a flat sequence (`models/peers/`); N is 0 where a model has none:
+
+| tensor   | shape        | dtype   | meaning |
+|----------|--------------|---------|---------|
+| h_item   | [B,N,3]      | int32   | newest clicks and post-click events over all groups, as e_item; one of class `dwell` that tells
+|          |              |         | how long the one on the same item before it lasted is no event of its own: that one has its dwell |
+| h_cls, h_dwell, h_hour | [B,N] | int32 | as e_* |
+| h_time   | [B,N]        | int32   | age bucket relative to the request |
+| h_age    | [B,N]        | float32 | log2(1 + minutes) to the request |
+| h_size   | [B,N]        | float32 | 0: each stands for itself alone |
+| h_mask   | [B,N]        | bool    | |
 """
 
 from __future__ import annotations
@@ -52,6 +64,8 @@ CLASS_OF_TYPE = {
     "history": "weak",  # a click from before impressions were logged: an interest, but no hit of a click rate
 }  # fmt: skip
 N_CLS = len(BEHAVIOUR_CLASSES)
+
+RING = 64  # entries of a user's two rings in the state, at most: what is newest of a life
 
 N_AGE = 32  # bucket = min(31, floor(2 * log2(1 + minutes)))
 N_DWELL = 16
@@ -151,6 +165,7 @@ class InputSpec:
     surface_buckets: int = 64
     item_numbers: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()  # optional inputs, of BLOCKS and in their order
+    flat: int = 0  # N, at most RING; 0: no member of the model reads a flat sequence
 
     def __post_init__(self) -> None:
         if self.blocks != tuple(b for b in BLOCKS if b in self.blocks):

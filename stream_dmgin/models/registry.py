@@ -1,5 +1,6 @@
 """Released models on disk: a folder with config.json, calibration.json, card.md, and weights.safetensors (a network),
-forest.safetensors (trees), or both (a stack of them).
+forest.safetensors (trees), or both (a stack of them); an ensemble has further networks in weights-2.safetensors and so on, with trees
+or without.
 
 The id of a model is its name and eight hex digits of a hash over config (which holds the hash of the weights) and
 calibration, so that a score's `model` names exactly what produced it.
@@ -11,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +26,35 @@ import stream_dmgin
 from stream_dmgin.errors import FormatError, UsageError
 from stream_dmgin.features import spec as inputs
 from stream_dmgin.models.calibration import Calibration
-from stream_dmgin.models.dmgin import DMGIN
 from stream_dmgin.models.forest import Forest
+from stream_dmgin.models.members import KINDS, Member, build
 from stream_dmgin.models.trunk import DMGINConfig, Trunk
 
 MODEL_FORMAT = 1
 WEIGHTS, FOREST = "weights.safetensors", "forest.safetensors"
-ARCHITECTURES = {"dmgin": (WEIGHTS,), "trees": (FOREST,), "stack": (WEIGHTS, FOREST)}  # and what each keeps its weights in
+# and what each keeps its weights in; of an ensemble, config.json says what is beside
+ARCHITECTURES = {"dmgin": (WEIGHTS,), "trees": (FOREST,), "stack": (WEIGHTS, FOREST), "ensemble": (WEIGHTS,)}
 FILES = ("config.json", "calibration.json")
 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model, in evaluation mode: a network, trees, or both. `training` tells what it was trained on.
+    """A loaded model, in evaluation mode: a network, trees, or several of them. `training` tells what it was trained on.
 
-    The logit of `ctr` is `network_weight` times the network's plus the forest's score; further heads are the network's.
+    The logit of `ctr` is the sum of the networks', each times its weight, and of the forest's score; further heads are the first
+    network's, which is of this `kind` (`models/members.py`).
     """
 
     id: str
     name: str
     directory: Path
-    network: DMGIN
+    network: Trunk
     calibration: Calibration
     training: Mapping[str, Any]
     forest: Forest | None = None
     network_weight: float = 1.0
+    kind: str = "dmgin"
+    further: tuple[Member, ...] = ()
 
     @property
     def config(self) -> DMGINConfig:
@@ -64,7 +69,32 @@ class Model:
     @property
     def architecture(self) -> str:
         """One of ARCHITECTURES."""
-        return "dmgin" if self.forest is None else "stack" if self.network_weight else "trees"
+        return architecture_of(self.forest, self.network_weight, self.kind, self.further)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Its networks; none where it is made of trees alone."""
+        return (Member(self.kind, self.network, self.network_weight), *self.further) if self.network_weight else ()
+
+    def alone(self, k: int) -> Model:
+        """Network k by itself, with an id of its own, uncalibrated."""
+        member = self.members[k]
+        return replace(
+            self, id=f"{self.id}.{k + 1}" if k else self.id, network=member.network, kind=member.kind, network_weight=1.0,
+            forest=None, further=(),
+        )  # fmt: skip
+
+
+def architecture_of(forest: Forest | None, network_weight: float, kind: str, further: Sequence[Member]) -> str:
+    """One of ARCHITECTURES."""
+    if network_weight and (further or kind != "dmgin"):
+        return "ensemble"
+    return "dmgin" if forest is None else "stack" if network_weight else "trees"
+
+
+def weights_file(k: int) -> str:
+    """Of network k."""
+    return f"weights-{k + 1}.safetensors" if k else WEIGHTS
 
 
 def input_names(spec: inputs.InputSpec) -> dict[str, list[str]]:
@@ -82,16 +112,21 @@ def _digest(config: bytes, calibration: bytes) -> str:
 
 def save_model(
     directory: Path, name: str, network: Trunk, calibration: Calibration, training: Mapping[str, Any], card: str,
-    forest: Forest | None = None, network_weight: float = 1.0,
+    forest: Forest | None = None, network_weight: float = 1.0, kind: str = "dmgin", further: Sequence[Member] = (),
 ) -> str:  # fmt: skip
     """Write a model's folder (files replaced if there) and return its id. `card`: Markdown, for people. With a `forest` and a
-    `network_weight` of 0 the network's weights are left out: of it only the config counts.
+    `network_weight` of 0 the network's weights are left out: of it only the config counts. `kind` is the network's, `further` come after
+    it.
 
-    UsageError for a network that is no DMGIN: peers are there to be compared with, nothing serves them.
+    UsageError for a network that is not of a kind that serves: other peers are there to be compared with.
     """
-    if not isinstance(network, DMGIN):
-        raise UsageError(f"{name} is a {type(network).__name__}, which can be measured but not served: train a dmgin")
-    architecture = "dmgin" if forest is None else "stack" if network_weight else "trees"
+    every = (Member(kind, network, network_weight), *further)
+    for m in every:
+        if type(m.network) is not KINDS.get(m.kind):
+            raise UsageError(
+                f"{name} holds a {type(m.network).__name__}, which can be measured but not served: train one of {', '.join(KINDS)}"
+            )
+    architecture = architecture_of(forest, network_weight, kind, further)
     directory.mkdir(parents=True, exist_ok=True)
     config = {
         "format": MODEL_FORMAT,
@@ -101,12 +136,17 @@ def save_model(
         "inputs": input_names(network.config.spec),
         "training": dict(training),
     }
-    for file in (WEIGHTS, FOREST):
-        (directory / file).unlink(missing_ok=True)
+    for old in (directory / FOREST, *directory.glob("weights*.safetensors")):
+        old.unlink(missing_ok=True)
     if WEIGHTS in ARCHITECTURES[architecture]:
-        weights = save({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()})
-        (directory / WEIGHTS).write_bytes(weights)
-        config["weights_sha256"] = hashlib.sha256(weights).hexdigest()
+        hashes = [_put_weights(directory / weights_file(k), m.network) for k, m in enumerate(every)]
+        config["weights_sha256"] = hashes[0]
+        if architecture == "ensemble":
+            config["kind"], config["network_weight"] = kind, network_weight
+            config["further"] = [
+                {"kind": m.kind, "weight": m.weight, "config": asdict(m.network.config), "weights_sha256": of}
+                for m, of in zip(further, hashes[1:], strict=True)
+            ]
     if forest is not None:
         arrays = save_arrays(forest.arrays())
         (directory / FOREST).write_bytes(arrays)
@@ -116,6 +156,12 @@ def save_model(
     calibration.save(directory / "calibration.json")
     (directory / "card.md").write_text(card)
     return f"{name}-{_digest((directory / 'config.json').read_bytes(), (directory / 'calibration.json').read_bytes())}"
+
+
+def _put_weights(path: Path, network: Trunk) -> str:
+    weights = save({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()})
+    path.write_bytes(weights)
+    return hashlib.sha256(weights).hexdigest()
 
 
 def search_path(data_dir: Path | None = None) -> list[Path]:
@@ -170,7 +216,9 @@ def _read(directory: Path) -> tuple[dict[str, Any], str]:
             f"{directory} has model format {form!r}, architecture {architecture!r}; this version reads format "
             f"{MODEL_FORMAT}, {', '.join(ARCHITECTURES)}: use the stream-dmgin it was made with, or train again"
         )
-    _require(directory, ARCHITECTURES[architecture])
+    further = config.get("further", [])
+    trees = [FOREST] if "forest_sha256" in config else []
+    _require(directory, [*ARCHITECTURES[architecture], *(weights_file(k + 1) for k in range(len(further))), *trees])
     return config, f"{name}-{_digest(raw, (directory / 'calibration.json').read_bytes())}"
 
 
@@ -182,7 +230,7 @@ def _require(directory: Path, files: Sequence[str]) -> None:
         )
 
 
-def _weights(directory: Path, file: str, expected: Any) -> bytes:
+def _bytes(directory: Path, file: str, expected: Any) -> bytes:
     raw = (directory / file).read_bytes()
     if hashlib.sha256(raw).hexdigest() != expected:
         raise UsageError(
@@ -224,8 +272,8 @@ def load_model(id_or_dir: str | Path, data_dir: Path | None = None) -> Model:
     directory = find_model(id_or_dir, data_dir)
     raw, ident = _read(directory)
     parts = ARCHITECTURES[raw["architecture"]]
-    weights = _weights(directory, WEIGHTS, raw.get("weights_sha256")) if WEIGHTS in parts else None
-    arrays = _weights(directory, FOREST, raw.get("forest_sha256")) if FOREST in parts else None
+    held = FOREST in parts or "forest_sha256" in raw
+    arrays = _bytes(directory, FOREST, raw.get("forest_sha256")) if held else None
     try:
         config = parse_config(raw["config"])
         differing = [k for k, v in input_names(config.spec).items() if raw["inputs"].get(k) != v]
@@ -234,19 +282,33 @@ def load_model(id_or_dir: str | Path, data_dir: Path | None = None) -> Model:
                 f"{ident} was trained on other inputs than this version builds ({', '.join(differing)}): "
                 "train it again, or use the stream-dmgin it was made with"
             )
-        network = DMGIN(config)
-        if weights is not None:
-            network.load_state_dict(load(weights))
+        first = {"kind": raw.get("kind", "dmgin"), **raw, "weight": raw.get("network_weight", 1.0)}
+        given = [first, *raw.get("further", [])]
+        networks = [_member(directory, k, x, WEIGHTS in parts) for k, x in enumerate(given)]
+        if any(m.network.config.spec != config.spec for m in networks):
+            raise ValueError("its networks have other inputs than one another")
         forest = Forest.of_arrays(load_arrays(arrays)) if arrays is not None else None
-        network_weight = float(raw.get("network_weight", 1.0))
         if forest is not None and (forest.candidate_columns, forest.user_columns) != _columns(config):
             raise ValueError("its forest has other columns than its inputs")
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as e:
         raise FormatError(f"{directory} can't be loaded ({e}): copy the model's folder from its release again") from e
-    network.eval().requires_grad_(False)
     calibration = Calibration.load(directory / "calibration.json")
     training = raw.get("training", {})
-    return Model(ident, str(raw["name"]), directory, network, calibration, training, forest, network_weight)
+    network, kind, weight = networks[0].network, networks[0].kind, networks[0].weight
+    return Model(
+        ident, str(raw["name"]), directory, network, calibration, training, forest, weight, kind, tuple(networks[1:])
+    )
+
+
+def _member(directory: Path, k: int, raw: Mapping[str, Any], trained: bool) -> Member:
+    """Network k of a folder, as its config says; KeyError and the like where that can't be."""
+    kind = str(raw["kind"])
+    if kind not in KINDS:
+        raise ValueError(f"this version knows no network {kind!r}")
+    network = build(kind, parse_config(raw["config"]))
+    if trained:
+        network.load_state_dict(load(_bytes(directory, weights_file(k), raw.get("weights_sha256"))))
+    return Member(kind, network.eval().requires_grad_(False), float(raw["weight"]))
 
 
 def _columns(config: DMGINConfig) -> tuple[int, int]:
@@ -256,5 +318,5 @@ def _columns(config: DMGINConfig) -> tuple[int, int]:
 def untrained(name: str, config: DMGINConfig, seed: int = 0) -> Model:
     """A model of random weights by seed, for tests and benchmarks of speed."""
     torch.manual_seed(seed)
-    network = DMGIN(config).eval().requires_grad_(False)
+    network = build("dmgin", config).eval().requires_grad_(False)
     return Model(f"{name}-untrained", name, Path(), network, Calibration(), {})

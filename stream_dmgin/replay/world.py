@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stream_dmgin import topics
 from stream_dmgin.counters.increments import Increments
-from stream_dmgin.counters.learner import OnlineModel
+from stream_dmgin.counters.learner import STRETCH, OnlineModel
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.features.catalogue import Catalogue
 from stream_dmgin.groups.map import GroupMap
@@ -20,9 +20,6 @@ from stream_dmgin.replay.source import EventChunk, Source
 from stream_dmgin.state.engine import StateEngine
 from stream_dmgin.state.parse import EventColumns, parse_events
 
-STRETCH = (
-    200  # events folded at once: the engine's table of increments stays as small as it began, and is cheap to empty
-)
 _NUMBERS = np.arange(len(topics.EVENTS), dtype=np.uint8)
 
 

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from stream_dmgin.errors import UsageError
+from stream_dmgin.models.members import read_by
 from stream_dmgin.models.registry import Model
 from stream_dmgin.scoring import graphs
-from stream_dmgin.scoring.engine import Engine, Inputs, Prefer, calibrated, choose_engine
+from stream_dmgin.scoring.engine import Engine, Inputs, Prefer, calibrated, choose_engine, dmgin_of
 
 ALLOWED = 1e-6  # of probabilities, between one batch and another
 
@@ -47,17 +48,19 @@ def check(model: Model, prefer: str = "auto", rounds: int = 30) -> dict[str, Any
 
 
 def _plain(model: Model, x: Inputs) -> dict[str, NDArray[np.float64]]:
-    """Probabilities by the plain network in one piece, and by the trees where the model has some."""
+    """Probabilities by each plain network in one piece, and by the trees where the model has some."""
     logits: dict[str, NDArray[np.floating]] = {}
-    if model.network_weight:
-        with torch.inference_mode():
-            logits = {h: z.numpy() for h, z in model.network({k: torch.from_numpy(v) for k, v in x.items()}).items()}
+    b, c = x["c_id"].shape
+    total: NDArray[np.floating] = np.zeros((b, c))
+    with torch.inference_mode():
+        for m in model.members:
+            found = m.network({k: torch.from_numpy(v) for k, v in read_by(m.kind, x).items()})
+            total = total + m.weight * found["ctr"].numpy()
+            logits = logits or {h: z.numpy() for h, z in found.items()}  # further heads are the first's
     if model.forest is not None:
-        b, c = x["c_id"].shape
         dense: NDArray[Any] = x["c_dense"].reshape(b * c, -1)
-        trees = model.forest.scores(dense, x["u_dense"], x["x_cat"], np.full(b, c)).reshape(b, c)
-        logits["ctr"] = model.network_weight * logits["ctr"] + trees if logits else trees
-    return calibrated(model, logits, x)
+        total = total + model.forest.scores(dense, x["u_dense"], x["x_cat"], np.full(b, c)).reshape(b, c)
+    return calibrated(model, {**logits, "ctr": total}, x)
 
 
 def _times(engine: Engine, x: Inputs, rounds: int) -> dict[str, float]:
@@ -76,13 +79,15 @@ def _times(engine: Engine, x: Inputs, rounds: int) -> dict[str, float]:
 def export(model: Model, out: Path) -> dict[str, Any]:
     """Write <name>.pt2 for tower and head; torch.export.load reads them. For up to 32 users and 1,000 candidates.
 
-    UsageError for a model with trees, which such a program can't hold.
+    UsageError for a model with trees or several networks, which such a program can't hold.
     """
-    if model.forest is not None:
-        raise UsageError(f"{model.id} has trees, which torch.export can't hold: export a model of the network alone")
+    if model.architecture != "dmgin":
+        raise UsageError(
+            f"{model.id} has trees or several networks, which torch.export can't hold: export a model of the network alone"
+        )
     out.mkdir(parents=True, exist_ok=True)
     files = {}
-    for graph in graphs.graphs(model.network, 32, (1000,)):
+    for graph in graphs.graphs(dmgin_of(model), 32, (1000,)):
         name = "tower" if graph.name == "tower" else "head"
         torch.export.save(graphs.export(graph), out / f"{name}.pt2")
         files[name] = str(out / f"{name}.pt2")

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from stream_dmgin.errors import StreamDmginError, UnavailableError, UsageError
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.models import ragged
-from stream_dmgin.models.dmgin import Tower
+from stream_dmgin.models.dmgin import DMGIN, Tower
 from stream_dmgin.models.registry import Model
 from stream_dmgin.models.segments import segment_codes
 
@@ -114,7 +114,7 @@ class EagerEngine:
 
     def __init__(self, model: Model) -> None:
         torch.set_num_threads(1)
-        self.model = model
+        self.model, self._network = model, dmgin_of(model)
 
     @property
     def spec(self) -> InputSpec:
@@ -124,7 +124,7 @@ class EagerEngine:
     @torch.inference_mode()
     def tower(self, inputs: Inputs) -> list[UserTower]:
         """User side of B users -> their towers."""
-        batch = ragged.user_tower(self.model.network, inputs)
+        batch = ragged.user_tower(self._network, inputs)
         return [EagerTower(t) for t in split(batch, inputs["g_mask"].sum(1).tolist())]
 
     @torch.inference_mode()
@@ -133,11 +133,18 @@ class EagerEngine:
         batch = join([t.tower for t in towers])  # type: ignore[attr-defined]  # made by self.tower
         g = batch.groups.shape[1]
         x = {k: torch.from_numpy(inputs[k][:, :g] if k in ("g_age", "g_size") else inputs[k]) for k in HEAD_INPUTS}
-        return {k: v.numpy() for k, v in self.model.network.head(batch, x).items()}
+        return {k: v.numpy() for k, v in self._network.head(batch, x).items()}
 
     def head(self, towers: Sequence[UserTower], inputs: Inputs) -> dict[str, NDArray[np.float64]]:
         """As `logits`, as calibrated probabilities."""
         return calibrated(self.model, self.logits(towers, inputs), inputs)
+
+
+def dmgin_of(model: Model) -> DMGIN:
+    """The network of a model that is a DMGIN alone. StreamDmginError where it is another."""
+    if not isinstance(model.network, DMGIN):
+        raise StreamDmginError(f"{model.id} is a {type(model.network).__name__}, no DMGIN")
+    return model.network
 
 
 def calibrated(
@@ -160,17 +167,15 @@ def choose_engine(model: Model, prefer: Prefer = "auto", engines: Path | None = 
     """
     if prefer not in ("auto", "fused", "eager", "tensorrt"):
         raise UsageError(f"engine {prefer!r} is not known: give auto, fused, eager or tensorrt")
-    if model.forest is None:
-        return _of_network(model, prefer, engines)
-    from stream_dmgin.scoring.stacked import StackEngine
+    if model.architecture == "dmgin":
+        return of_dmgin(model, prefer, engines)
+    from stream_dmgin.scoring.stacked import stack_engine
 
-    if not model.network_weight:
-        return StackEngine(model, None), "trees on the CPU: the model has no network"
-    network, why = _of_network(model, prefer, engines)
-    return StackEngine(model, network), f"{why}, with trees beside it"
+    return stack_engine(model, prefer, engines)
 
 
-def _of_network(model: Model, prefer: Prefer, engines: Path | None) -> tuple[Engine, str]:
+def of_dmgin(model: Model, prefer: Prefer, engines: Path | None) -> tuple[Engine, str]:
+    """The engine of a model that is a DMGIN alone, and why it is this one."""
     if prefer == "eager":
         return EagerEngine(model), "eager on the CPU, as asked"
     lacking = "as asked"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,6 +82,22 @@ def example_inputs(spec: InputSpec, users: int, candidates: int, seed: int = 0) 
         "c_dense": r.normal(0, 1, (b, c, len(spec.candidate_features))).astype(number), "c_mask": np.ones((b, c), np.bool_),
         "g_age": r.uniform(0, 18, (b, g)).astype(number), "g_size": (r.uniform(0.7, 5, (b, g)) * g_mask).astype(number),
         "u_dense": r.normal(0, 1, (b, len(spec.user_features))).astype(number), "x_cat": whole(spec.surface_buckets, b),
+        **(_flat(spec, b, r, items, whole) if spec.flat else {}),
+    }  # fmt: skip
+
+
+def _flat(
+    spec: InputSpec, b: int, r: np.random.Generator, items: Callable[..., NDArray[np.int32]], whole: Callable[..., NDArray[np.int32]]
+) -> dict[str, NDArray[Any]]:  # fmt: skip
+    """h_* of b users; the first has none."""
+    n = r.integers(0, spec.flat + 1, b)
+    n[0] = 0
+    mask = np.arange(spec.flat) < n[:, None]
+    shape = mask.shape
+    return {
+        "h_item": items(*shape) * mask[..., None], "h_cls": whole(N_CLS, *shape) * mask, "h_dwell": whole(N_DWELL, *shape) * mask,
+        "h_hour": whole(N_HOUR, *shape) * mask, "h_time": whole(N_AGE, *shape) * mask,
+        "h_age": np.sort(r.uniform(0, 18, shape), 1).astype(np.float32) * mask, "h_size": np.zeros(shape, np.float32), "h_mask": mask,
     }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ import torch
 from stream_dmgin.errors import UnavailableError
 from stream_dmgin.models.registry import Model
 from stream_dmgin.scoring.compiled import CANDIDATES, MAX_USERS, CompiledEngine, Run
+from stream_dmgin.scoring.engine import dmgin_of
 from stream_dmgin.scoring.graphs import Graph, export, graphs
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class TensorRTEngine(CompiledEngine):
         if missing:
             raise UnavailableError(f"the TensorRT engine can't be used: {missing}")
         runs: dict[str, Run] = {}
-        for graph in graphs(copy.deepcopy(model.network).to("cuda"), MAX_USERS, CANDIDATES, "cuda"):
+        for graph in graphs(copy.deepcopy(dmgin_of(model)).to("cuda"), MAX_USERS, CANDIDATES, "cuda"):
             path = engine_path(model, graph.name, engines) if engines else None
             log.info("TensorRT engine %s: %s", graph.name, "loading" if path and path.is_file() else "building")
             runs[graph.name] = prepare(graph, path)

@@ -80,7 +80,22 @@ def _measures(y: NDArray[np.int8], p: NDArray[np.float64]) -> dict[str, float]:
 def made_of(architecture: str, config: DMGINConfig) -> str:
     """What kind of model it is, in words."""
     network = f"DMGIN, width {config.width}, {config.layers} layers across groups"
-    return {"trees": "Boosted trees", "stack": f"{network}, with boosted trees beside it"}.get(architecture, network)
+    said = {
+        "trees": "Boosted trees", "stack": f"{network}, with boosted trees beside it",
+        "ensemble": f"Several models as one, networks of width {config.width}",
+    }  # fmt: skip
+    return said.get(architecture, network)
+
+
+def _shares(parts: Mapping[str, Any]) -> str:
+    """What a stack is made of, and how much of each."""
+    shares = parts.get("shares", {})
+    if not shares:
+        return ""
+    return (
+        " A weighted sum of calibrated logits: " + ", ".join(f"{n} {w:.3f}" for n, w in shares.items())
+        + "; fitted on the valid days, what has no share is left out."
+    )  # fmt: skip
 
 
 def card(name: str, config: DMGINConfig, training: dict[str, Any], seconds: float, command: Sequence[str]) -> str:
@@ -94,7 +109,9 @@ def card(name: str, config: DMGINConfig, training: dict[str, Any], seconds: floa
         + ", heads: ctr"
         + "".join(f", {h}" for h in config.heads)
         + f". Inputs: {spec.groups} groups of {spec.events} events, {spec.short} newest events, "
-        f"{len(spec.candidate_features)} columns a candidate, {len(spec.user_features)} a user.",
+        f"{len(spec.candidate_features)} columns a candidate, {len(spec.user_features)} a user."
+        + (f" {spec.flat} newest events as one sequence." if spec.flat else "")
+        + _shares(made["parts"]),
         "",
         "## Trained on",
         f"`{made['dataset']}`, days {made['train_days']} ({made['train_rows']:,} rows); "
@@ -109,7 +126,7 @@ def card(name: str, config: DMGINConfig, training: dict[str, Any], seconds: floa
         "",
         f"stream_dmgin {made['stream_dmgin']}, torch {made['torch']}, seed {made['options']['seed']}. The same rows and seed give the "
         f"same weights on the same machine. SHA-256 of the training rows' labels and times: `{made['rows_sha256']}`; of the "
-        "weights: `weights_sha256` in `config.json`; both with the calibration are in the eight digits of the model's id.",
+        "weights: `weights_sha256` and the like in `config.json`; both with the calibration are in the eight digits of the model's id.",
         "",
         "## Measured on the rows that judged it" if made.get("refit") else "## Measured on the valid days",
         "The newest ones: neither weights nor calibration learned from them, but they let the model through."

@@ -27,7 +27,7 @@ from stream_dmgin.training.recipes import Recipe
 from stream_dmgin.training.refit import Refit, refit
 from stream_dmgin.training.rows import TrainingRows
 from stream_dmgin.training.stack import stacked
-from stream_dmgin.training.zoo import FLOOR, KNOWN, REGROUPED, Contender, fit, life_rows
+from stream_dmgin.training.zoo import FLOOR, KNOWN, REGROUPED, Contender, fit, from_the_state, life_rows, rows_read_by
 
 OF_THE_REQUEST = ("hour_sin", "hour_cos", "hour2_sin", "hour2_cos", "dow_sin", "dow_cos", "global_ctr_logit")
 
@@ -128,6 +128,8 @@ class Contest:
 
     def rows_of(self, model: str) -> TrainingRows:
         """The rows of a model: the same requests and labels for all, with the flat sequence or under another map where it wants that."""
+        if from_the_state(model, self.rows):
+            return rows_read_by(model, self.rows)
         if model in PEERS:
             return life_rows(model, self.rows, self.lives)
         if model not in REGROUPED:

@@ -1,8 +1,8 @@
 """One refit of a released model: it learns from what became visible since its training, and the newest requests judge it.
 
-The network goes on from its weights (`further.py`), trees are grown anew with the rounds they had, on the new requests and those of some
-days before. Of the newest requests, from which the weights learn nothing, the older half fits the calibration, on top of what it was and
-held to it where rows are few. What the newer half says is for the caller to ask (`ab/guard.py`): it taught nothing.
+Each network goes on from its weights (`further.py`), trees are grown anew with the rounds they had, on the new requests and those of some
+days before; shares of a stack stay. Of the newest requests, from which the weights learn nothing, the older half fits the calibration, on
+top of what it was and held to it where rows are few. What the newer half says is for the caller to ask (`ab/guard.py`): it taught nothing.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ import numpy as np
 from stream_dmgin.datasets.form import Meta
 from stream_dmgin.errors import InputError
 from stream_dmgin.models.calibration import Calibration, fit_platt
-from stream_dmgin.models.dmgin import DMGIN
 from stream_dmgin.models.forest import Forest, joined
 from stream_dmgin.models.registry import Model, save_model
+from stream_dmgin.models.trunk import Trunk
 from stream_dmgin.replay.recalibrate import on_top
 from stream_dmgin.replay.source import Requests as Asked
 from stream_dmgin.training.card import card
 from stream_dmgin.training.further import further
 from stream_dmgin.training.loop import Fitted, Options, Point, Requests
 from stream_dmgin.training.options import RefitOptions
-from stream_dmgin.training.parent import options_of, own_platt, trees_of
+from stream_dmgin.training.parent import list_weight, options_of, own_platt, trees_of
 from stream_dmgin.training.release import described
 from stream_dmgin.training.rows import TrainingRows
 from stream_dmgin.training.served import Served
 from stream_dmgin.training.trees import TreeOptions, Trees, refit_trees
+from stream_dmgin.training.zoo import rows_read_by
 
 RIDGE = 3.0  # holds the calibration to what it was, as if by a dozen rows of rate one half
 LEAST = 500  # new candidates with a known label, to learn from and again to judge
@@ -79,12 +80,12 @@ def continued(
     learn, older = np.arange(at.cut - at.first), np.arange(at.new - at.first)
     kept = dict(model.training.get("parts", {}))
     options = replace(options_of(model), seed=seed)
-    network = model.network
-    if model.architecture != "trees":
-        network = _network(model, rows, learn, older, options, how, progress)
+    networks = [_network(model, k, rows, learn, older, options, how, progress) for k in range(len(model.members))]
     forest = _forest(model, rows, learn, seed) if model.forest is not None else None
-    weight = float(model.training.get("list_weight", 0.0))
-    made = Served(network, model.calibration, 0, [], weight, forest, model.network_weight, kept)
+    made = Served(
+        networks[0] if networks else model.network, model.calibration, 0, [], list_weight(model), forest, model.network_weight, kept,
+        model.kind, tuple(replace(m, network=n) for m, n in zip(model.further, networks[1:], strict=True)),
+    )  # fmt: skip
     return replace(made, calibration=recalibrated(made, rows, np.arange(at.cut - at.first, at.judge - at.first)))
 
 
@@ -109,7 +110,18 @@ def write(
         "new_rows": len(rows.rows_of(learn[at.new - at.first :])),
     }  # fmt: skip
     about = card(name, made.network.config, training, seconds, command)
-    return save_model(out, name, made.network, made.calibration, training, about, made.forest, made.network_weight)
+    return save_model(
+        out,
+        name,
+        made.network,
+        made.calibration,
+        training,
+        about,
+        made.forest,
+        made.network_weight,
+        made.kind,
+        made.further,
+    )
 
 
 def _days(rows: TrainingRows, requests: Requests) -> str:
@@ -118,16 +130,13 @@ def _days(rows: TrainingRows, requests: Requests) -> str:
 
 
 def _network(
-    model: Model, rows: TrainingRows, learn: Requests, older: Requests, options: Options, how: RefitOptions,
+    model: Model, k: int, rows: TrainingRows, learn: Requests, older: Requests, options: Options, how: RefitOptions,
     progress: Callable[[int, int], None] | None,
-) -> DMGIN:  # fmt: skip
-    nowhere = Point(0, 0.0, float("nan"), float("nan"), float("nan"), 0.0)
-    before = Fitted(
-        model.network, Calibration(own_platt(model)), nowhere, [], float(model.training.get("list_weight", 0.0))
-    )
-    made = further(before, rows, learn, older, options, how, progress).network
-    assert isinstance(made, DMGIN)
-    return made
+) -> Trunk:  # fmt: skip
+    """Network k after learning from the new requests."""
+    nowhere, member = Point(0, 0.0, float("nan"), float("nan"), float("nan"), 0.0), model.members[k]
+    before = Fitted(member.network, Calibration(own_platt(model, k)), nowhere, [], list_weight(model, k))
+    return further(before, rows_read_by(member.kind, rows), learn, older, options, how, progress).network
 
 
 def _forest(model: Model, rows: TrainingRows, learn: Requests, seed: int) -> Forest:

@@ -2,7 +2,8 @@
 users, and for each request how much of it was visible by then.
 
 It comes from the events of the log, not from the state: the state keeps the newest events of each group and the sums of the rest, which
-is DMGIN's idea and not that of its peers. What counts as an event of the sequence is what counts as one of a group's ring, clicks and
+is DMGIN's idea and not that of its peers. Only what the state's ring of 64 newest events suffices for is read from there (`FlatRows`), and
+so can be served. What counts as an event of the sequence is what counts as one of a group's ring, clicks and
 post-clicks; but an event that only says how long somebody stayed (class `dwell`) goes to the event on the same item before it, from the
 moment on at which that was known, so that a peer's last 50 are 50 things done.
 """
@@ -21,8 +22,8 @@ from numpy.typing import NDArray
 from stream_dmgin.datasets.form import Dataset
 from stream_dmgin.features.spec import BEHAVIOUR_CLASSES, CLASS_OF_TYPE, N_AGE, N_DWELL, N_HOUR, InputSpec
 from stream_dmgin.native import hash_ids
-from stream_dmgin.training.columns import Array, Column
-from stream_dmgin.training.rows import Batch, TrainingRows
+from stream_dmgin.training.columns import Array, Column, scatter, spans
+from stream_dmgin.training.rows import FLAT, Batch, TrainingRows
 
 CLUSTER = 20  # events of a cluster at most (TWIN-V2)
 DWELL = BEHAVIOUR_CLASSES.index("dwell")
@@ -122,13 +123,43 @@ class LifeRows(TrainingRows):
         return replace(batch, inputs=replace(batch.inputs, x={**batch.inputs.x, **more}))
 
 
-def strip(rows: TrainingRows, out: TrainingRows, short: bool) -> None:
-    """Into the empty `out`: the same rows (not copied) without groups, and without the short sequence unless `short`."""
+class FlatRows(TrainingRows):
+    """Training rows whose batches carry the h_* that replay read from the state, the newest `reach`, and no groups."""
+
+    def __init__(self, rows: TrainingRows, reach: int) -> None:
+        super().__init__(rows.spec, rows.heads)
+        self.reach = reach
+        strip(rows, self, short=True, flat=True)
+
+    def like(self, requests: NDArray[np.int64]) -> Array:
+        """As `TrainingRows` says: by the length of life."""
+        found: Array = 20 * np.log2(1.0 + np.minimum(self["r_flat"][requests], self.reach))
+        return found
+
+    def collate(self, requests: NDArray[np.int64]) -> Batch:
+        """One batch of these requests."""
+        batch, b = super().collate(requests), len(requests)
+        n = np.minimum(self["r_flat"][requests], self.reach)
+        width = max(1, int(n.max(initial=0)))
+        events, slot = spans(self.offsets()["r_flat"][requests], n), spans(np.arange(b) * width, n)
+        x = {k: scatter(self[k][events], slot, b, width) for k in FLAT}
+        x = {k: v.astype(np.int32) if v.dtype == np.uint8 else v for k, v in x.items()}
+        mask = np.arange(width) < n[:, None]
+        x |= {"h_mask": mask, "h_size": np.zeros(mask.shape, np.float32)}
+        return replace(
+            batch, inputs=replace(batch.inputs, x={**batch.inputs.x, **{k: torch.from_numpy(v) for k, v in x.items()}})
+        )
+
+
+def strip(rows: TrainingRows, out: TrainingRows, short: bool, flat: bool = False) -> None:
+    """Into the empty `out`: the same rows (not copied) without groups, without the short sequence unless `short`, without the flat one
+    that came from the state unless `flat`."""
     keep = ["r_rows", "r_ts", "r_key", "u_dense", "x_cat", "c_item", "c_id", "c_dense", "label"]
     keep += ["r_short", "s_item", "s_cls", "s_time", "s_dwell"] if short else []
+    keep += ["r_flat", *FLAT] if flat else []
     for name in [*keep, *({"seen"} & rows.columns.keys())]:
         out.columns[name] = rows.columns[name]
-    for name in {"r_groups", "r_short"} - {*keep}:
+    for name in {"r_groups", "r_short", "r_flat"} & out.columns.keys() - {*keep}:
         out.columns[name] = Column.of(np.zeros(rows.requests, np.int32))
     out.columns["c_group"] = Column.of(np.full(len(rows), rows.spec.groups, np.int32))
 

@@ -41,7 +41,8 @@ def begun_with(
             differing += [
                 f"{of}.{f.name} ({getattr(mine, f.name)}, here {getattr(theirs, f.name)})"
                 for f in dataclasses.fields(mine)  # type: ignore[arg-type]
-                if f.name not in ("spec", "heads", "item_numbers") and getattr(mine, f.name) != getattr(theirs, f.name)
+                if f.name not in ("spec", "heads", "item_numbers", "flat")
+                and getattr(mine, f.name) != getattr(theirs, f.name)
             ]
     if differing:
         raise InputError(
@@ -56,12 +57,19 @@ def start_of(model: Model) -> Trunk:
     return rescaled(model.network, scales(own_platt(model)))
 
 
-def own_platt(model: Model) -> dict[str, tuple[float, float]]:
-    """The calibration of its network alone: in a stack that of `ctr` is not the whole's, and may not be known."""
-    if model.forest is None:
+def own_platt(model: Model, k: int = 0) -> dict[str, tuple[float, float]]:
+    """The calibration of its network k alone: in a stack that of `ctr` is not the whole's, and may not be known."""
+    if model.architecture == "dmgin":
         return dict(model.calibration.platt)
-    kept = model.training.get("parts", {}).get("platt", {})
+    parts = model.training.get("parts", {})
+    kept = parts.get("further", [])[k - 1].get("platt", {}) if k else parts.get("platt", {})
     return {h: (float(a), float(b)) for h, (a, b) in kept.items()}
+
+
+def list_weight(model: Model, k: int = 0) -> float:
+    """Of the second output that is blended into its network k."""
+    of: Mapping[str, Any] = model.training.get("parts", {}).get("further", [])[k - 1] if k else model.training
+    return float(of.get("list_weight", 0.0))
 
 
 def options_of(model: Model) -> Options:

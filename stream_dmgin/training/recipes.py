@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from stream_dmgin.datasets.form import Meta
 from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.features.spec import BLOCKS, InputSpec
+from stream_dmgin.models.members import reach
 from stream_dmgin.models.registry import search_path
 from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.training.online import OnlineOptions
@@ -26,7 +27,13 @@ from stream_dmgin.training.trees import TreeOptions
 
 GENERAL = "general"
 TABLES = ("inputs", "model", "training", "trees", "stack", "calibration", "refit", "evaluate")
-OF_THE_LOG = ("spec", "heads", "item_numbers", "seed")  # said by the log, or for each run
+OF_THE_LOG = (
+    "spec",
+    "heads",
+    "item_numbers",
+    "seed",
+    "flat",
+)  # said by the log, for each run, or by the stack's members
 
 T = TypeVar("T")
 
@@ -76,6 +83,13 @@ def with_blocks(recipe: Recipe, blocks: tuple[str, ...]) -> Recipe:
     return replace(recipe, config=replace(recipe.config, spec=spec))
 
 
+def with_stack(recipe: Recipe, members: tuple[str, ...]) -> Recipe:
+    """The recipe for a stack of these; none: for a network or trees alone. The inputs have the flat sequence that they read."""
+    spec = replace(recipe.spec, flat=max(map(reach, members), default=0))
+    stack = replace(recipe.stack, members=members or recipe.stack.members)
+    return replace(recipe, config=replace(recipe.config, spec=spec), stack=stack)
+
+
 def of(meta: Meta) -> Recipe:
     """The recipe of a log, by the name of its dataset; the general one for logs without their own."""
     return read(_file(meta), meta)
@@ -110,13 +124,14 @@ def find(name_or_file: str) -> Path:
 def read(path: Path, meta: Meta) -> Recipe:
     """A recipe for this log. InputError where the file can't be used: it names the key and the fix."""
     given = _given(path)
+    stack = _made(path, "stack", StackOptions(), given)
     spec = replace(_made(path, "inputs", InputSpec(), given), item_numbers=tuple(meta.item_numbers))
+    spec = replace(spec, flat=max(map(reach, stack.members), default=0))
     config = replace(_made(path, "model", DMGINConfig(), given), spec=spec, heads=tuple(meta.heads))
     _made(path, "evaluate", Choice(), given)  # what can't be used there is said as well
     return Recipe(
         config, _made(path, "training", Options(), given), _made(path, "trees", TreeOptions(), given),
-        _made(path, "stack", StackOptions(), given), _made(path, "calibration", OnlineOptions(), given),
-        _made(path, "refit", RefitOptions(), given),
+        stack, _made(path, "calibration", OnlineOptions(), given), _made(path, "refit", RefitOptions(), given),
     )  # fmt: skip
 
 

@@ -24,15 +24,17 @@ from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training.card import card, reliability, segments, surface_names
 from stream_dmgin.training.curve import write_curve
 from stream_dmgin.training.heads import head_measures, rows_as_of
-from stream_dmgin.training.loop import Options, Point, Requests, train
+from stream_dmgin.training.loop import Options, Requests, train
 from stream_dmgin.training.parallel import ALONE, Ranks
 from stream_dmgin.training.parent import start_of
+from stream_dmgin.training.recipes import Recipe
 from stream_dmgin.training.rows import TrainingRows
-from stream_dmgin.training.served import Served, of_both, of_network, of_trees
+from stream_dmgin.training.served import Served, of_network, of_trees, stacked
+from stream_dmgin.training.stack import StackOptions
 from stream_dmgin.training.trees import TreeOptions
+from stream_dmgin.training.zoo import SERVED, Contender, Report, fit, rows_read_by
 
 Span = tuple[int, int]  # ms, [from, to)
-STACK = ("dmgin", "lightgbm")  # what serves as one model
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,20 @@ class Spans:
     valid: Span
     train_days: str
     valid_days: str
+
+
+def made_of(wanted: str, recipe: Recipe) -> tuple[str, tuple[str, ...]]:
+    """(architecture, members of the stack) for what `train --model` is given: dmgin, trees, stack, or names of SERVED. UsageError."""
+    if wanted in ("dmgin", "trees"):
+        return wanted, ()
+    members = recipe.stack.members if wanted == "stack" else tuple(dict.fromkeys(n.strip() for n in wanted.split(",")))
+    wrong = [m for m in members if m not in SERVED]
+    if wrong or len(members) < 2:
+        raise UsageError(
+            f"--model {wanted!r} can't be served{': ' + ', '.join(wrong) if wrong else ''}: give dmgin, trees, stack, or two or more of "
+            f"{', '.join(SERVED)} (`evaluate` measures others: the state keeps no sequence as long as they read)"
+        )
+    return "stack", members
 
 
 def rows_for(
@@ -90,13 +106,14 @@ def _range(source: DatasetSource, spans: Spans) -> tuple[int, int]:
 
 def release(
     data: Dataset, groups: GroupMap, rows: TrainingRows, config: DMGINConfig, options: Options, spans: Spans, out: Path,
-    command: Sequence[str], checkpoint: Path | None = None, report: Callable[[Point], None] | None = None, ranks: Ranks = ALONE,
+    command: Sequence[str], checkpoint: Path | None = None, report: Report = lambda name, point: None, ranks: Ranks = ALONE,
     checkpoint_steps: int = 0, progress: Callable[[int, int], None] | None = None, architecture: str = "dmgin",
-    trees: TreeOptions = TreeOptions(), parent: Model | None = None,
+    trees: TreeOptions = TreeOptions(), parent: Model | None = None, members: Sequence[str] = StackOptions().members,
 ) -> dict[str, Any]:  # fmt: skip
     """Train on the rows of `rows_for`, write the model's folder `out` (its name is the model's) and curve.csv; what `train -o json`
-    prints. Labels count as known at the end of the valid days. Of several processes the first writes. `architecture`: one of
-    `models/registry.py`; UsageError for trees by several processes. `parent`: the release whose network is begun with, of the same config.
+    prints. Labels count as known at the end of the valid days. Of several processes the first writes. `architecture`: dmgin, trees, or
+    stack, which is made of `members` (SERVED of `zoo.py`), each fitted as `evaluate` does; only dmgin by several processes. `parent`: the
+    release whose network is begun with, of the same config. UsageError where these don't go together.
     """
     started = time.monotonic()
     source = DatasetSource(data)
@@ -107,17 +124,41 @@ def release(
     chosen, judged = known.between(*spans.train), known.between(*spans.valid)
     if architecture != "dmgin" and ranks.world > 1:
         raise UsageError(f"a model of {architecture} is trained by one process: leave torchrun out")
+    if parent is not None and architecture == "stack" and [m for m in members if m != "lightgbm"] != ["dmgin"]:
+        raise UsageError(
+            "--from is for one network, a dmgin: a stack of several is trained from nothing, or goes on by `stream-dmgin refit`"
+        )
+    begin = start_of(parent) if parent is not None else None
     if architecture == "trees":
-        fitted = of_trees(config, known, chosen, judged, replace(trees, seed=options.seed), report)
-        config = fitted.network.config
-    else:
-        network = train(
-            config, known, chosen, known, judged, options, checkpoint, report, ranks=ranks, checkpoint_steps=checkpoint_steps,
-            progress=progress, start=start_of(parent) if parent is not None else None,
+        seeded = replace(trees, seed=options.seed)
+        fitted = of_trees(config, known, chosen, judged, seeded, lambda p: report("lightgbm", p))
+    elif architecture == "dmgin":
+        fitted = of_network(
+            train(
+                config, known, chosen, known, judged, options, checkpoint, lambda p: report("dmgin", p), ranks=ranks,
+                checkpoint_steps=checkpoint_steps, progress=progress, start=begin,
+            )
         )  # fmt: skip
-        fitted = of_network(network)
-        if architecture == "stack":
-            fitted = of_both(network, known, chosen, judged, replace(trees, seed=options.seed), report)
+    else:
+        recipe = Recipe(config, options, trees, StackOptions(tuple(members)))
+        found: dict[str, Contender] = {}
+        for name in members:
+            own = checkpoint.with_name(f"{checkpoint.name}.{name}") if checkpoint is not None and found else checkpoint
+            found[name] = fit(
+                name,
+                recipe,
+                rows_read_by(name, known),
+                chosen,
+                judged,
+                options,
+                report,
+                own,
+                checkpoint_steps,
+                progress,
+                begin,
+            )
+        fitted = stacked(found, known, judged)
+    config = fitted.network.config
     seconds = time.monotonic() - started
     training = described(fitted, known, chosen, judged, options, trees, data.meta, groups.id, ranks, surfaces) | {
         "train_days": spans.train_days,
@@ -128,8 +169,9 @@ def release(
     if ranks.first:
         about = card(name, config, training, seconds, command)
         ident = save_model(
-            out, name, fitted.network, fitted.calibration, training, about, fitted.forest, fitted.network_weight
-        )
+            out, name, fitted.network, fitted.calibration, training, about, fitted.forest, fitted.network_weight, fitted.kind,
+            fitted.further,
+        )  # fmt: skip
         write_curve(out / "curve.csv", fitted.curve)
     return {
         "model": ident,

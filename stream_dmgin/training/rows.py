@@ -24,6 +24,7 @@ from stream_dmgin.models.ragged import GroupRows, TrainBatch, length_steps
 from stream_dmgin.training.columns import Array, Column, FileColumn, scatter, spans
 
 STEPS = (1, 2, 4, 8)  # upper ends of the length buckets of groups
+FLAT = ("h_item", "h_cls", "h_dwell", "h_hour", "h_time", "h_age")
 SCAN = 1 << 18  # requests looked at in one piece where all are
 
 
@@ -60,6 +61,9 @@ class TrainingRows:
             "c_item": Column("i4", 3), "c_id": Column("i4"), "c_group": Column("i4"),
             "c_dense": Column("f4", len(spec.candidate_features)), "label": Column("i1", 1 + len(self.heads)),
         }  # fmt: skip
+        if spec.flat:  # per event of the flat sequence
+            one = {k: Column("u1") for k in ("h_cls", "h_dwell", "h_hour", "h_time")}
+            self.columns |= {"r_flat": Column("i4"), "h_item": Column("i4", 3), "h_age": Column("f4"), **one}
         self._offsets: tuple[int, dict[str, NDArray[np.int64]]] | None = None
         self._files: dict[str, FileColumn] = {}
         if directory is not None:
@@ -119,6 +123,10 @@ class TrainingRows:
             put[name].extend(inputs[name][s_mask])
         for name in ("c_item", "c_id", "c_group", "c_dense"):
             put[name].extend(inputs[name][c_mask])
+        if self.spec.flat:
+            put["r_flat"].extend(inputs["h_mask"].sum(1))
+            for name in FLAT:
+                put[name].extend(inputs[name][inputs["h_mask"]])
         given = head_labels or {}
         every = [labels, *(given.get(h, np.full(labels.shape, -1, np.int8)) for h in self.heads)]
         put["label"].extend(np.stack([x[c_mask] for x in every], -1))
@@ -129,9 +137,10 @@ class TrainingRows:
         return f"input {columns[at] if columns else f'{name}[{at}]'} is not finite"
 
     def offsets(self) -> dict[str, NDArray[np.int64]]:
-        """Where each request's groups, short events, rows and events of groups (`events`) start."""
+        """Where each request's groups, short events, rows, flat events and events of groups (`events`) start."""
         if self._offsets is None or self._offsets[0] != self.requests:
-            starts = {k: np.r_[0, np.cumsum(self[k], dtype=np.int64)] for k in ("r_groups", "r_short", "r_rows")}
+            counted: list[str] = [k for k in ("r_groups", "r_short", "r_rows", "r_flat") if k in self.columns]
+            starts = {k: np.r_[0, np.cumsum(self[k], dtype=np.int64)] for k in counted}
             groups, lengths = starts["r_groups"], self["g_len"]
             events = [np.zeros(1, np.int64)]
             for i in range(0, self.requests, SCAN):
@@ -300,6 +309,7 @@ class TrainingRows:
         """ValueError where the columns don't fit one another."""
         n = {"r": self.requests, "g": int(self["r_groups"].sum()), "s": int(self["r_short"].sum())}
         n |= {"c": int(self["r_rows"].sum()), "e": int(self["g_len"].sum())}
+        n |= {"h": int(self["r_flat"].sum())} if self.spec.flat else {}
         per = {"u_dense": "r", "x_cat": "r", "label": "c"}
         for name in self.columns:
             if len(self[name]) != n[per.get(name, name[0])]:

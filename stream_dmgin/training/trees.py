@@ -158,7 +158,7 @@ def best_weight(blend: Callable[[float], Floats], labels: NDArray[np.int8], weig
 
 
 class _Part:
-    """Known rows of some requests: inputs, labels, and the length of each row's list."""
+    """Known rows of some requests: inputs, labels, and the length of each row's list. Inputs are cut into bins once for all aims."""
 
     def __init__(self, rows: TrainingRows, requests: Requests, name: str, without: tuple[str, ...] = ()) -> None:
         x, self.names = design(rows, requests)
@@ -172,23 +172,31 @@ class _Part:
         self.length = np.repeat(n, n)[self.known].astype(np.float64)
         if not len(self.y) or self.y.min() == self.y.max():
             raise InputError(f"the {name} days hold no rows with both labels ({len(self.y)} rows): choose other days")
+        self._binned: Any = None
+
+    def aimed(self, o: TreeOptions, aim: str, reference: Any = None) -> Any:
+        """LightGBM's data set with the labels of this aim, in the bins of `reference` where one is given."""
+        label = np.log(self.length) if aim == LENGTH else self.y
+        start = -np.log(self.length) if aim == ORDER else None
+        if self._binned is None:
+            self._binned = _lightgbm().Dataset(
+                self.x, label, init_score=start, feature_name=self.names, categorical_feature=["surface"], reference=reference,
+                params={"min_data_per_group": o.rows_a_leaf, "verbosity": -1}, free_raw_data=False,
+            )  # fmt: skip
+        else:
+            self._binned.set_label(label)
+            self._binned.set_init_score(start)
+            if start is None:  # which alone would leave the one from before in place
+                self._binned.set_field("init_score", None)
+        return self._binned
 
 
 def _boost(o: TreeOptions, learn: _Part, judge: _Part | None, aim: str, rounds: tuple[int, ...] = ()) -> list[Any]:
     """`o.bags` boosters for one aim; stopped by `judge`, or after so many `rounds` each."""
     lgb = _lightgbm()
-    sets: list[Any] = []
-    for part in (learn, judge):
-        if part is not None:
-            start = -np.log(part.length) if aim == ORDER else None
-            label = np.log(part.length) if aim == LENGTH else part.y
-            reference = sets[0] if sets else None
-            sets.append(
-                lgb.Dataset(
-                    part.x, label, init_score=start, feature_name=learn.names, categorical_feature=["surface"],
-                    reference=reference, params={"min_data_per_group": o.rows_a_leaf, "verbosity": -1}, free_raw_data=False,
-                )
-            )  # fmt: skip
+    sets = [learn.aimed(o, aim)]
+    if judge is not None:
+        sets.append(judge.aimed(o, aim, sets[0]))
     out = []
     for bag in range(o.bags):
         parameters = _parameters(o, o.seed + 1000 * bag, "regression" if aim == LENGTH else "binary")

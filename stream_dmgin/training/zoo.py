@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -25,9 +26,10 @@ from numpy.typing import NDArray
 from stream_dmgin.errors import UsageError
 from stream_dmgin.models.calibration import Calibration
 from stream_dmgin.models.dmgin import DMGIN
+from stream_dmgin.models.members import BARE, FROM_THE_STATE, KINDS
 from stream_dmgin.models.peers import PEERS
-from stream_dmgin.models.trunk import MODULES
-from stream_dmgin.training.lives import LifeRows, Lives, strip
+from stream_dmgin.models.trunk import MODULES, Trunk
+from stream_dmgin.training.lives import FlatRows, LifeRows, Lives, strip
 from stream_dmgin.training.loop import Fitted, Options, Point, Requests, train
 from stream_dmgin.training.recipes import Recipe
 from stream_dmgin.training.rows import TrainingRows
@@ -39,9 +41,11 @@ WITHOUT = {f"dmgin-no-{module}": module for module in MODULES}
 REGROUPED = ("dmgin-random-groups", "dmgin-category-groups", "dmgin-item-groups")
 ABLATIONS = ("dmgin", *WITHOUT, *REGROUPED)
 KNOWN = (*MODELS, *PEERS, *ABLATIONS[1:])
+SERVED = ("lightgbm", *KINDS, *WITHOUT)  # what a released stack may be made of
 WORDS = {"all": (*MODELS, *PEERS), "peers": ("dmgin", *PEERS), "ablations": ABLATIONS}
 
 Report = Callable[[str, Point], None]
+Progress = Callable[[int, int], None]
 
 
 def named(text: str) -> tuple[str, ...]:
@@ -87,18 +91,37 @@ class Bare:
 
 
 def fit(
-    name: str, recipe: Recipe, rows: TrainingRows, learn: Requests, judge: Requests, options: Options, report: Report
+    name: str, recipe: Recipe, rows: TrainingRows, learn: Requests, judge: Requests, options: Options, report: Report,
+    checkpoint: Path | None = None, checkpoint_steps: int = 0, progress: Progress | None = None, start: Trunk | None = None,
 ) -> Contender:  # fmt: skip
-    """Fit a model of KNOWN (neither the floor nor a stack) on its rows."""
+    """Fit a model of KNOWN (neither the floor nor a stack) on its rows; of networks the last four are as `loop.train` has them."""
     if name == "lightgbm":
         trees = replace(recipe.trees, seed=options.seed)
         return train_trees(rows, learn, judge, trees, report=lambda p: report(name, p))
-    if name == "no-interest":
-        bare = without_interests(rows)
-        return Bare(train(recipe.config, bare, learn, bare, judge, options, report=lambda p: report(name, p)))
     config = replace(recipe.config, off=(WITHOUT[name],)) if name in WITHOUT else recipe.config
-    build = PEERS.get(name, DMGIN)
-    return train(config, rows, learn, rows, judge, options, report=lambda p: report(name, p), build=build)
+    build, mine = PEERS.get(name, DMGIN), without_interests(rows) if name == BARE else rows
+    fitted = train(
+        config, mine, learn, mine, judge, options, checkpoint, lambda p: report(name, p), build, checkpoint_steps=checkpoint_steps,
+        progress=progress, start=start,
+    )  # fmt: skip
+    return Bare(fitted) if name == BARE else fitted
+
+
+def kind_of(name: str) -> str:
+    """The kind of network (`models/members.py`) that a model of SERVED is."""
+    return "dmgin" if name in WITHOUT else name
+
+
+def rows_read_by(name: str, rows: TrainingRows) -> TrainingRows:
+    """The rows as the model reads them that serves under this name: a peer's flat sequence is what replay read from the state."""
+    if name == BARE:
+        return without_interests(rows)
+    return FlatRows(rows, PEERS[name].reach) if name in PEERS else rows
+
+
+def from_the_state(name: str, rows: TrainingRows) -> bool:
+    """A peer that the flat sequence of these rows suffices for."""
+    return name in FROM_THE_STATE and PEERS[name].reach <= rows.spec.flat
 
 
 def life_rows(peer: str, rows: TrainingRows, lives: Lives) -> TrainingRows:

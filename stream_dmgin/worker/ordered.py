@@ -29,6 +29,7 @@ class OrderedReader:
         self._buffers: dict[TP, deque[Record]] = {}
         self._generation = -1
         self.stream_time = 0  # timestamp of the newest record given out
+        self.at_once: int | None = None  # records of a run at most; None: as many as are asked for
 
     def poll(self, max_records: int, timeout: float) -> Batch | None:
         """The next run; None when the ends are reached or the log gave nothing for `timeout` seconds."""
@@ -40,7 +41,7 @@ class OrderedReader:
                 self._keep(batch)
             elif time.monotonic() >= until:
                 return None
-        out = self._merge(max_records)
+        out = self._merge(max_records if self.at_once is None else min(max_records, self.at_once))
         if not out:
             self._inner.poll(1, min(timeout, 0.01))  # nothing is left: only keep the membership alive
             return None

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from stream_dmgin import topics
+from stream_dmgin.counters.learner import STRETCH
 from stream_dmgin.errors import LogUnavailable
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import GroupReader, Log, open_log
@@ -237,7 +238,11 @@ def worker(
         try:
             made = Worker(log, loop, partitions, shared, health, regroup)
             if isinstance(reader, OrderedReader):
-                loop.before_answers = partial(made.sync_counters, reader, settings["worker.ordered_step_ms"])
+                sync = partial(made.sync_counters, reader, settings["worker.ordered_step_ms"])
+                loop.before_answers = sync
+                if shared.counters.online is not None:  # it learns in steps as small as a replay's
+                    reader.at_once = STRETCH
+                    loop.chores.append(sync)
             yield made
         except BaseException:
             partitions.close()  # whatever failed, nothing more is written: the log is folded again from the last commit

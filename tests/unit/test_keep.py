@@ -130,13 +130,13 @@ def test_a_stack_of_peers_too(data: form.Dataset, monkeypatch: pytest.MonkeyPatc
             protocol.evaluate_all(data, plan(data), ("stack",))
 
 
-def test_a_worker_serves_no_stack_of_peers(data: form.Dataset, tmp_path: Path) -> None:
+def test_a_worker_serves_no_peer_that_looks_further_back_than_the_state(data: form.Dataset, tmp_path: Path) -> None:
     form.write(data, tmp_path / "log")
-    (tmp_path / "r.toml").write_text('[stack]\nmembers = ["dmgin", "din", "lightgbm"]\n')
-    words = f"train --data {tmp_path}/log --train-days 0-1 --valid-days 2-3 --out {tmp_path}/m --model stack"
-    found = CliRunner().invoke(cli, [*words.split(), "--recipe", str(tmp_path / "r.toml")])
-    assert isinstance(found.exception, UsageError)
-    assert "a worker serves dmgin and lightgbm as one" in str(found.exception)
+    (tmp_path / "r.toml").write_text('[stack]\nmembers = ["dmgin", "sim", "lightgbm"]\n')
+    words = f"train --data {tmp_path}/log --train-days 0-1 --valid-days 2-3 --out {tmp_path}/m --model"
+    for model, why in (("stack", "can't be served: sim"), ("dmgin,stack", "served: stack"), ("din", "two or more")):
+        found = CliRunner().invoke(cli, [*words.split(), model, "--recipe", str(tmp_path / "r.toml")])
+        assert isinstance(found.exception, UsageError) and why in str(found.exception)
 
 
 def test_the_lifelong_trial_keeps_its_city(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitted: list[str]) -> None:

@@ -37,9 +37,9 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_history(Plan(users=60, items=60, seed=3, life=(100, 400), days=40, order_delay_days=2.0), path)
     (path / "mine.toml").write_text(RECIPE)
     (path / "wild.toml").write_text(RECIPE + "[refit]\nlr = 0.3\nepochs = 2\n")
-    for name, model in (("network", "dmgin"), ("both", "stack")):
+    for name, model in (("network", "dmgin"), ("both", "stack"), ("several", "dmgin,no-interest,din")):
         code, _, said = run("train", "--data", path, "--train-days", "5-20", "--valid-days", "21-24", "--recipe", path / "mine.toml",
-                            "--rows", path / "rows", "--model", model, "--out", path / name)  # fmt: skip
+                            "--rows", path / ("flat" if name == "several" else "rows"), "--model", model, "--out", path / name)  # fmt: skip
         assert code == 0, said
     return path
 
@@ -93,6 +93,21 @@ def test_a_stack_is_refitted_whole(city: Path, tmp_path: Path) -> None:
     assert model.training["parts"] == parent.training["parts"]
     # what it learned from is not what its parent did
     assert not np.array_equal(next(iter(model.forest.arrays().values())), np.nan) and model.id != parent.id
+
+
+def test_an_ensemble_is_refitted_in_each_of_its_members(city: Path, tmp_path: Path) -> None:
+    parent = load_model(city / "several")
+    code, done, said = run(
+        "refit", city, "--from", city / "several", "--out", tmp_path / "next", "--recipe", city / "mine.toml"
+    )
+    assert code == 0, said
+    model = load_model(tmp_path / "next")
+    assert model.architecture == "ensemble" and len(model.members) > 1 and done["metrics"][model.id]["auc"] > 0.6
+    for new, old in zip(model.members, parent.members, strict=True):
+        assert (new.kind, new.weight) == (old.kind, old.weight)
+        mine, theirs = new.network.state_dict(), old.network.state_dict()
+        assert not np.array_equal(mine["deep.weight"], theirs["deep.weight"])
+        assert all(np.isfinite(v.numpy()).all() for v in mine.values())
 
 
 def test_what_is_worse_is_not_released(city: Path, tmp_path: Path) -> None:

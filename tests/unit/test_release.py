@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from stream_dmgin.cli.main import cli
 from stream_dmgin.datasets import form
 from stream_dmgin.datasets.grouping import group_map
-from stream_dmgin.errors import UsageError
+from stream_dmgin.errors import StreamDmginError
 from stream_dmgin.models.registry import load_model
 from stream_dmgin.replay.score import score
 from stream_dmgin.replay.source import DatasetSource
@@ -26,6 +26,7 @@ from stream_dmgin.training.evaluate import days
 from stream_dmgin.training.loop import predict
 from stream_dmgin.training.rows import TrainingRows
 from stream_dmgin.training.trees import forest_logits
+from stream_dmgin.training.zoo import rows_read_by
 from tests.unit.test_training import make
 
 RECIPE = """
@@ -75,7 +76,7 @@ def train(city: Path, *more: object) -> tuple[int, str, str]:
         *more,
     ]
     done = CliRunner().invoke(cli, [*map(str, args), "-o", "json"])
-    if isinstance(done.exception, UsageError):  # `main` makes an exit code of it
+    if isinstance(done.exception, StreamDmginError):  # `main` makes an exit code of it
         return done.exception.exit_code, done.stdout, str(done.exception)
     return done.exit_code, done.stdout, done.stderr
 
@@ -128,25 +129,38 @@ def test_what_cannot_be_trained_is_said_first(city: Path, tmp_path: Path) -> Non
         assert code == 2 and message in said and not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("architecture", ["trees", "stack"])
-def test_trees_are_released_and_score_as_they_were_trained(city: Path, tmp_path: Path, architecture: str) -> None:
-    code, out, said = train(city, "--out", tmp_path / "m", "--rows", tmp_path / "rows", "--model", architecture)
+MODELS = {"trees": "trees", "stack": "stack", "ensemble": "dmgin,no-interest,din,lightgbm"}
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_trees_and_stacks_are_released_and_score_as_they_were_trained(
+    city: Path, tmp_path: Path, architecture: str
+) -> None:
+    what = ("--out", tmp_path / "m", "--rows", tmp_path / "rows", "--model", MODELS[architecture])
+    code, out, said = train(city, *what, "--checkpoint", tmp_path / "c.pt")
     assert code == 0, said
     done, model = json.loads(out), load_model(tmp_path / "m")
     assert done["architecture"] == model.architecture == architecture and model.id == done["model"]
-    assert "oosted trees" in (tmp_path / "m" / "card.md").read_text() and check(model, rounds=1)["ok"]
-    assert ("order" in done["valid"]) == (architecture == "stack")  # further heads are the network's
+    about = "no-interest 0." if architecture == "ensemble" else "oosted trees"
+    assert about in (tmp_path / "m" / "card.md").read_text() and check(model, rounds=1)["ok"]
+    assert ("order" in done["valid"]) == (architecture != "trees")  # further heads are the network's
     rows, log = TrainingRows.load(tmp_path / "rows"), form.read(city)
     valid = rows.between(*days(log.meta, "36-39", "--valid-days"))
     z = forest_logits(model.forest, rows, valid)
-    if architecture == "stack":
-        z = z + model.network_weight * predict(model.network, rows, valid)["ctr"][rows.rows_of(valid)]
+    for m in model.members:
+        z = z + m.weight * predict(m.network, rows_read_by(m.kind, rows), valid)["ctr"][rows.rows_of(valid)]
     source = DatasetSource(log)
     first = int(np.searchsorted(source.requests.ts, rows["r_ts"][valid[0]]))
     (found,) = score(source, group_map(log), {model.id: choose_engine(model)[0]}, first, first + len(valid))
     # training rows keep the statistics of groups in 16 bits, which only the network reads
     allowed = 1e-6 if architecture == "trees" else 1e-4
     np.testing.assert_allclose(found.ctr, model.calibration.apply("ctr", z), rtol=0, atol=allowed)
+    if architecture == "ensemble":  # each network has a checkpoint of its own, from which it is there again at once
+        assert {p.name for p in tmp_path.glob("c.pt*")} == {"c.pt", "c.pt.no-interest", "c.pt.din"}
+        code, out, said = train(city, *what, "--checkpoint", tmp_path / "c.pt")
+        assert code == 0 and json.loads(out)["model"] == done["model"] and "no-interest: epoch" not in said, said
+        code, _, said = train(city, *what, "--from", tmp_path / "m")
+        assert code == 2 and "--from is for one network" in said
 
 
 def test_segments_of_few_rows_are_not_named() -> None:

@@ -50,22 +50,28 @@ class Peer(Trunk, ABC):
 
     def forward(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits of `ctr` and each further head [B,C] from the request side, s_* and h_* (what is beyond `reach` is left out)."""
+        return self.answer(self.embed_short(x), x["s_mask"], x)
+
+    def answer(self, short: Tensor, s_mask: Tensor, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `forward`, from vectors of the newest events [B,S,d], the request side and h_*."""
         x = {k: v[:, : self.reach] if k in LIFE else v for k, v in x.items()}
         if self.training:
-            return self.whole(x)
+            return self.whole(short, s_mask, x)
         (b, n), c = x["h_mask"].shape, x["c_item"].shape[1]
-        found = [self.whole({k: v[part] for k, v in x.items()}) for part in parts(b, self.cells(n, c))]
+        found = [
+            self.whole(short[part], s_mask[part], {k: v[part] for k, v in x.items()}) for part in parts(b, self.cells(n, c))
+        ]
         return {head: torch.cat([f[head] for f in found]) for head in found[0]}
 
     def cells(self, n: int, c: int) -> int:
         """Numbers, roughly, that one user with n events and c candidates needs at once, in units of a (candidate, event) pair."""
         return 4 * n * c
 
-    def whole(self, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`forward` of all users at once."""
+    def whole(self, short: Tensor, s_mask: Tensor, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`answer` of all users at once."""
         target = self.target(x)
-        short = self.near(target, self.embed_short(x), x["s_mask"])
-        return self.logits([target, short, target * short, *self.interests(target, x)], x)
+        near = self.near(target, short, s_mask)
+        return self.logits([target, near, target * near, *self.interests(target, x)], x)
 
     @abstractmethod
     def interests(self, target: Tensor, x: Mapping[str, Tensor]) -> list[Tensor]:
