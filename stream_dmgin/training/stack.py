@@ -17,7 +17,7 @@ RIDGE = 30.0  # pulls the weights to equal shares: as strong as some hundred row
 
 @dataclass(frozen=True)
 class StackOptions:
-    """Names of the members, of those that `evaluate --model` knows and learn something. Served are the network and trees alone."""
+    """Names of the members, of those that `evaluate --model` knows and learn something. Served can be those of `zoo.SERVED`."""
 
     members: tuple[str, ...] = ("dmgin", "lightgbm")
 

@@ -7,7 +7,8 @@
 | lightgbm | gradient-boosted trees on the same inputs (`trees.py`) |
 | stack | weighted sum of the recipe's members in logit space, weights fitted on the valid rows (`stack.py`) |
 | item-ctr | an item's click rate for life, smoothed: the floor, which learns nothing |
-| din, sim, eta, sdim, twin, twin-v2, mirrn, hstu | other networks over the flat sequence, on the same trunk (`models/peers/`) |
+| din, sim, eta, sdim, twin, twin-v2, mirrn, hstu | other networks over the flat sequence, on the same trunk (`models/peers/`): from |
+| | the log, or from the state where the recipe's stack names one that it suffices for, which can be served |
 | dmgin-no-MODULE | dmgin without one of its modules (`models/trunk.py`, MODULES) |
 | dmgin-random-groups, dmgin-category-groups, dmgin-item-groups | dmgin over another group map: the same sizes with members drawn by lot, |
 | | one group a category, each item a group of its own |
