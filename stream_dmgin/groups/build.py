@@ -15,7 +15,7 @@ import numpy as np
 from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.groups import kmeans, quality
 from stream_dmgin.groups.balance import balance, cap_of, place
-from stream_dmgin.groups.coclicks import groups_per_user
+from stream_dmgin.groups.coclicks import groups_of, groups_per_user
 from stream_dmgin.groups.items import Items, Matrix
 from stream_dmgin.groups.kmeans import Labels
 from stream_dmgin.groups.map import GroupMap
@@ -219,10 +219,12 @@ def _report(
         "quality": measured.as_dict(), "sources": {s: sources.get(s, 0) for s in SOURCES}, "made_from": space.about,
     }  # fmt: skip
     if space.clicks is not None and space.pairs is not None:
-        per_user = groups_per_user(space.clicks, space.items.ids, every)
+        of = groups_of(space.clicks, space.items.ids, every)
+        per_user = groups_per_user(space.clicks, of)
         report["clicks"] = {
             "users": len(per_user), "groups_per_user_median": float(np.median(per_user)),
-            "groups_per_user_p95": float(np.quantile(per_user, 0.95)), "foretold": quality.foretold(every, space.pairs),
+            "groups_per_user_p95": float(np.quantile(per_user, 0.95)), "remembered": quality.remembered(space.clicks, of),
+            "foretold": quality.foretold(every, space.pairs),
         }  # fmt: skip
     if previous is not None:
         report["previous"] = {"id": previous.id, **compare(previous, found, how.seed).as_dict()}

@@ -142,11 +142,15 @@ def with_clicked(items: Items | None, clicks: Clicks) -> Items:
     )  # fmt: skip
 
 
-def groups_per_user(clicks: Clicks, ids: list[str], groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many groups each user's clicks fall into; an item without a group (-1, or not among `ids`) is one of its own."""
+def groups_of(clicks: Clicks, ids: list[str], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The group of each click, from 0 on; an item without a group (-1, or not among `ids`) is one of its own."""
     row = {name: i for i, name in enumerate(ids)}
     top = int(groups.max(initial=0)) + 1
     own = np.array([groups[row[n]] if n in row else -1 for n in clicks.ids], np.int64)
     own = np.where(own >= 0, own, top + np.arange(len(own)))
-    both = np.unique(np.stack([clicks.user, own[clicks.item]]), axis=1)
-    return np.bincount(both[0])
+    return np.asarray(np.unique(own[clicks.item], return_inverse=True)[1].reshape(-1), np.int64)
+
+
+def groups_per_user(clicks: Clicks, of: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many groups each user's clicks fall into; `of`: the group of each click (`groups_of`)."""
+    return np.bincount(np.unique(np.stack([clicks.user, of]), axis=1)[0])

@@ -17,6 +17,7 @@ from stream_dmgin.groups.items import Items, View
 from stream_dmgin.groups.map import GroupMap
 
 _DOTS = 4000  # items drawn
+_NATS = {"remembered": "nats a click, by the user's past", "foretold": "nats a click, by one nearby"}
 
 
 def html(
@@ -61,8 +62,7 @@ def _tiles(groups: GroupMap, found: Any, r: Mapping[str, Any]) -> list[tuple[str
     out += [(n, f"{q[n]:.3f}") for n in ("balance", "cohesion", "purity") if q.get(n) is not None]
     if (c := r.get("clicks")) is not None:
         out.append(("groups a user, median", f"{c['groups_per_user_median']:,.0f}"))
-        if c.get("foretold") is not None:
-            out.append(("nats foretold a click", f"{c['foretold']:.3f}"))
+        out += [(said, f"{c[n]:.3f}") for n, said in _NATS.items() if c.get(n) is not None]
     return out
 
 
@@ -78,7 +78,7 @@ def _sweep_plots(r: Mapping[str, Any]) -> list[Markup]:
     if not swept or len(swept["trials"]) < 2:
         return []
     names = {
-        "foretold": "nats foretold a click", "cohesion": "cohesion", "purity": "purity", "balance": "balance",
+        **_NATS, "cohesion": "cohesion", "purity": "purity", "balance": "balance",
         "p95_user": "groups of a user, 95 %",
     }  # fmt: skip
     return [

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_dmgin.groups.coclicks import Pairs
+from stream_dmgin.groups.coclicks import Clicks, Pairs
 from stream_dmgin.groups.items import Matrix
 
 # pairs' worth of trust in a group's overall share, against what was seen beside the other group: the best of these is taken
 _PRIORS = (10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e5)
+
+# clicks' worth of trust in a group's overall share, against what the user clicked before
+_HABITS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 Ints = NDArray[np.int64]
 
@@ -97,3 +100,27 @@ def foretold(groups: Ints, pairs: Pairs) -> float | None:
     at = np.minimum(np.searchsorted(cells, wanted), len(cells) - 1)
     both = np.where(cells[at] == wanted, counts[at], 0)
     return max(float(np.log((both / share[y] + w) / (seen[x] + w)).mean()) for w in _PRIORS)
+
+
+def remembered(clicks: Clicks, of: Ints) -> float:
+    """Nats that the groups of a user's clicks so far tell about the group of the next one: mean over clicks, in the order of time, of
+    ln p(group | the user's past) - ln p(group). It is what counting a life by groups is for. Too few groups can't tell tastes apart, in
+    too many nobody comes back, so it has a maximum over K; a click is foretold from earlier ones alone, so no user is held out.
+    `of`: the group of each click. 0.0 where nobody clicks twice."""
+    n = len(of)
+    k = int(of.max(initial=-1)) + 1
+    if not n:
+        return 0.0
+    share = np.bincount(of, minlength=k)[of] / (n - 1.0 + k)  # of the other clicks, and one more for each group
+    past, here = _before(clicks.user.astype(np.int64)), _before(clicks.user.astype(np.int64) * k + of)
+    return max(float(np.log((here / share + w) / (past + w)).mean()) for w in _HABITS)
+
+
+def _before(keys: Ints) -> NDArray[np.float64]:
+    """How often each key came before, in the order of the rows."""
+    order = np.argsort(keys, kind="stable")
+    new = np.r_[True, keys[order][1:] != keys[order][:-1]]
+    at = np.arange(len(keys))
+    out = np.empty(len(keys))
+    out[order] = at - np.maximum.accumulate(np.where(new, at, 0))
+    return out

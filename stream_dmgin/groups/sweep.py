@@ -16,7 +16,7 @@ import numpy as np
 from stream_dmgin.errors import InputError
 from stream_dmgin.groups import quality
 from stream_dmgin.groups.build import Clustering, cluster
-from stream_dmgin.groups.coclicks import groups_per_user
+from stream_dmgin.groups.coclicks import groups_of, groups_per_user
 from stream_dmgin.groups.space import Space
 
 HOT_GROUPS = 128  # groups of a user that the state keeps at hand for the model
@@ -25,8 +25,8 @@ _FROM, _TO = 16, 16_384
 
 
 class Trial(NamedTuple):
-    """One number of groups: see `quality.Quality`. `foretold`: nats a pair of clicks (`quality.foretold`). `median_user`,
-    `p95_user`: groups that users' clicks fall into. None without clicks (or categories)."""
+    """One number of groups: see `quality.Quality`. `remembered`: nats a click, `foretold`: nats a pair of clicks (`quality.py`).
+    `median_user`, `p95_user`: groups that users' clicks fall into. None without clicks (or categories)."""
 
     k: int
     cohesion: float
@@ -36,13 +36,14 @@ class Trial(NamedTuple):
     split: int
     median_user: float | None
     p95_user: float | None
+    remembered: float | None
     foretold: float | None
     seconds: float
 
 
 def default_ks(n: int) -> list[int]:
-    """Powers of two from 16 up to one group for eight items."""
-    return [k for k in (1 << i for i in range(20)) if _FROM <= k <= min(_TO, n // 8)] or [max(1, n // 2)]
+    """Powers of two from 16 up to one group for four items."""
+    return [k for k in (1 << i for i in range(20)) if _FROM <= k <= min(_TO, n // 4)] or [max(1, n // 2)]
 
 
 def sweep(
@@ -68,11 +69,13 @@ def sweep(
         sizes = np.bincount(labels)
         every = np.full(len(space.items), -1, np.int64)
         every[space.vectors.rows] = labels
-        users = None if space.clicks is None else groups_per_user(space.clicks, space.items.ids, every)
+        of = None if space.clicks is None else groups_of(space.clicks, space.items.ids, every)
+        users = None if of is None or space.clicks is None else groups_per_user(space.clicks, of)
         out.append(Trial(
             k, quality.cohesion_of(space.x, labels), quality.purity_of(labels.tolist(), mine), quality.balance_of(sizes, k),
             int(sizes.max()), split, None if users is None else float(np.median(users)),
             None if users is None else float(np.quantile(users, 0.95)),
+            None if of is None or space.clicks is None else quality.remembered(space.clicks, of),
             None if space.pairs is None else quality.foretold(every, space.pairs), seconds,
         ))  # fmt: skip
     seen(len(tried), len(tried))
@@ -81,17 +84,21 @@ def sweep(
 
 def choose(trials: Sequence[Trial]) -> tuple[int, str]:
     """(the K to take, why)."""
-    told = [t for t in trials if t.foretold is not None]
-    if told:
-        fits = [t for t in told if (t.p95_user or 0) <= HOT_GROUPS] or told[:1]
-        best = max(fits, key=lambda t: t.foretold or 0.0)
-        if (best.foretold or 0.0) > 0:
-            least = next(t for t in fits if (t.foretold or 0.0) >= NEARLY * (best.foretold or 0.0))
-            return least.k, (
-                f"the fewest groups that foretell {NEARLY:.0%} of what the best K ({best.k}) does about held-out clicks,"
-                f" with at most {HOT_GROUPS} groups for 95 % of users"
-            )
+    told = [(t, _told(t)) for t in trials]
+    fits = [x for x in told if (x[0].p95_user or 0) <= HOT_GROUPS] or told[:1]
+    best, most = max(fits, key=lambda x: x[1])
+    if most > 0:
+        least = next(t for t, x in fits if x >= NEARLY * most)
+        return least.k, (
+            f"the fewest groups that tell {100 * NEARLY:.0f} % of what the best K ({best.k}) does about the next click, by the user's"
+            f" past and by clicks nearby, with at most {HOT_GROUPS} groups for 95 % of users"
+        )
     return _knee(trials), "the number of groups beyond which cohesion rises more slowly than before"
+
+
+def _told(t: Trial) -> float:
+    """Nats about the group of a click: by the user's past and by a click nearby, each where it tells anything."""
+    return max(0.0, t.remembered or 0.0) + max(0.0, t.foretold or 0.0)
 
 
 def _knee(trials: Sequence[Trial]) -> int:

@@ -11,9 +11,10 @@ from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.groups import kmeans, stability
 from stream_dmgin.groups.balance import balance, relieve
 from stream_dmgin.groups.build import Built, Clustering, build
-from stream_dmgin.groups.coclicks import Clicks
+from stream_dmgin.groups.coclicks import Clicks, groups_of
 from stream_dmgin.groups.items import Items, View, unit
 from stream_dmgin.groups.map import GroupMap
+from stream_dmgin.groups.quality import remembered
 from stream_dmgin.groups.residual import parse_levels, split
 from stream_dmgin.groups.space import Making, Space, make_space
 from stream_dmgin.groups.sweep import choose, default_ks, sweep
@@ -214,16 +215,40 @@ def test_maps_that_share_nothing() -> None:
     assert got.shared == 0 and got.stayed is None and got.added == got.removed == 1
 
 
+def test_what_is_remembered_of_a_user() -> None:
+    def clicks(user: list[int], item: list[int]) -> Clicks:
+        new = np.zeros(len(user), np.int64)
+        return Clicks(np.array(user), np.array(item), new, [f"i{k}" for k in range(max(item, default=0) + 1)])
+
+    def told(c: Clicks, groups: list[int]) -> float:
+        return remembered(c, groups_of(c, c.ids, np.array(groups)))
+
+    assert told(clicks([0, 1, 2], [0, 1, 2]), [0, 1, 2]) == 0.0  # nobody clicks twice: nothing is known beforehand
+    # two users of one group each, by items in turn: the group is known, the item isn't
+    c = clicks([0] * 40 + [1] * 40, [k % 4 for k in range(40)] + [4 + k % 4 for k in range(40)])
+    right, one, crossed = told(c, [0] * 4 + [1] * 4), told(c, [0] * 8), told(c, [0, 0, 1, 1] * 2)
+    assert one == 0.0 and 0.5 < right < np.log(2) + 0.1 and abs(crossed) < 0.05
+    # what comes later tells nothing: a habit that is taken up at the end is no habit yet
+    late = clicks([0, 0, 0, 0, 1, 1, 1, 1], [0, 1, 2, 3, 3, 2, 1, 0])
+    assert told(late, [0, 1, 2, 3]) <= 0.0
+    assert groups_of(c, c.ids[:6], np.array([0, 0, 0, 0, 1, -1]))[-4:].tolist() == [1, 2, 3, 4]  # 5, 6, 7 by themselves
+
+
 def test_the_choice_of_k_by_what_it_foretells_or_by_cohesion() -> None:
     ids, x, category = blobs(480, k=12)
     of = np.array([int(c[1:]) for c in category])
     trials = sweep(space_of(ids, x, category, clicked(of, ids)), Clustering(), [2, 6, 12, 24, 200])
     told = {t.k: t.foretold for t in trials}
-    assert told[12] > told[2] and told[12] > told[200] and choose(trials)[0] in (12, 24)  # type: ignore[operator]
+    assert told[12] > told[2] and told[12] > told[200]  # type: ignore[operator]
+    habits = {t.k: t.remembered for t in trials}
+    assert habits[12] > habits[2] and habits[12] > habits[200] and choose(trials)[0] == 12  # type: ignore[operator]
+    for without in ("remembered", "foretold"):  # nobody came twice; no session has two clicks
+        k, why = choose([t._replace(**{without: None}) for t in trials])
+        assert k in (12, 24) and "about the next click" in why
     assert trials[0].purity < trials[2].purity and trials[0].cohesion < trials[2].cohesion  # type: ignore[operator]
     k, why = choose(sweep(space_of(ids, x), Clustering(), [2, 6, 12, 24, 200]))
     assert k in (12, 24) and "cohesion" in why
-    assert default_ks(1000) == [16, 32, 64] and default_ks(3) == [1]
+    assert default_ks(1000) == [16, 32, 64, 128] and default_ks(3) == [1]
     for wrong in ([0, 5], [481]):
         with pytest.raises(InputError, match="can't be built"):
             sweep(space_of(ids, x), Clustering(), wrong)

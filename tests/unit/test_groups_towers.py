@@ -10,7 +10,7 @@ import pytest
 from stream_dmgin.errors import InputError
 from stream_dmgin.groups import contrast
 from stream_dmgin.groups.behaviour import behaviour, carried
-from stream_dmgin.groups.coclicks import Clicks, Pairs, groups_per_user, pairs_of, read_clicks, with_clicked
+from stream_dmgin.groups.coclicks import Clicks, Pairs, groups_of, groups_per_user, pairs_of, read_clicks, with_clicked
 from stream_dmgin.groups.contrast import Options
 from stream_dmgin.groups.items import Items, View, unit
 
@@ -86,7 +86,7 @@ def test_pairs_lie_within_a_session_and_the_window(tmp_path) -> None:  # type: i
     assert found(pairs_of(clicks, ["a", "c"], window=1)) == [
         "ab"
     ]  # rows 0 and 1: clicks of unknown items don't count as steps
-    per_user = groups_per_user(clicks, ids, np.array([0, 0, 1, -1]))
+    per_user = groups_per_user(clicks, groups_of(clicks, ids, np.array([0, 0, 1, -1])))
     assert sorted(per_user.tolist()) == [2, 3]
 
 
