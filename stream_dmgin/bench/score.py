@@ -2,7 +2,7 @@
 
 Requests come as in life: of a random user; some had an event since their last request (their tower is computed again), the
 others' towers are cached. `whole_eager` computes everything each time, padded to the model's sizes; it takes turns with the
-product, request by request, on the same users.
+product, request by request, on the same users. So do further models, whose p50 and p99 stand `beside`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import torch
 
 from stream_dmgin.bench import machine
 from stream_dmgin.bench.population import Population, populate
+from stream_dmgin.errors import UsageError
 from stream_dmgin.features.build import FeatureBuilder
 from stream_dmgin.features.inputs import Inputs
 from stream_dmgin.models.members import Member, read_by
-from stream_dmgin.models.registry import load_model
+from stream_dmgin.models.registry import Model, load_model
 from stream_dmgin.scoring.engine import choose_engine
 from stream_dmgin.scoring.scorer import Ask, Scorer
 from stream_dmgin.state.arrays import UserArrays
@@ -33,17 +34,25 @@ USERS = 40
 TOUCHED = 0.5  # share of requests whose user had an event since the last one
 
 
-def measure(model_id: str, data_dir: Path, requests: int = 300, candidates: int = 100) -> dict[str, Any]:
-    """`p50_ms`, `p99_ms` of one request at a time; `p50_touched_ms` and `p50_cached_ms` apart; the rival; 32 users at once."""
+def measure(
+    model_id: str, data_dir: Path, requests: int = 300, candidates: int = 100, beside: Sequence[str] = ()
+) -> dict[str, Any]:  # fmt: skip
+    """`p50_ms`, `p99_ms` of one request at a time; `p50_touched_ms` and `p50_cached_ms` apart; the rival; 32 users at once; the
+    former of the models `beside`. UsageError where these read other blocks or numbers of items than the first."""
     about = machine.describe()
     split = machine.cores()
     r = random.Random(11)
     with tempfile.TemporaryDirectory(prefix="stream-dmgin-bench-") as tmp:
         model = load_model(model_id, data_dir)
         engine, why = choose_engine(model)
+        others = [load_model(m, data_dir) for m in beside]
+        for m in others:
+            if (m.config.spec.blocks, m.config.spec.item_numbers) != (engine.spec.blocks, engine.spec.item_numbers):
+                raise UsageError(f"{m.id} reads other inputs than {model.id}: compare models of one log and recipe")
         people = populate(Path(tmp) / "store", LIVES, USERS, online="online" in engine.spec.blocks)
         people.catalogue.require(engine.spec.item_numbers)
         scorer = Scorer(engine, people.catalogue, people.counters, people.groups, max_users=32)
+        turns = [_Turn(m, people) for m in others]
         users = [u for life in LIVES for u in people.users[life]]
 
         def ask(user: bytes) -> Ask:
@@ -57,7 +66,10 @@ def measure(model_id: str, data_dir: Path, requests: int = 300, candidates: int 
             return (perf_counter() - t0) * 1000
 
         with machine.pinned(split[1] if split else None):
-            scorer.score([ask(u) for u in users])  # every tower is cached once, everything lazy is warm
+            warm = [ask(u) for u in users]
+            scorer.score(warm)  # every tower is cached once, everything lazy is warm
+            for t in turns:
+                t.scorer.score(warm)
             gc.disable()
             touched: list[float] = []
             cached: list[float] = []
@@ -66,10 +78,15 @@ def measure(model_id: str, data_dir: Path, requests: int = 300, candidates: int 
             for n in range(requests):
                 user = r.choice(users)
                 if hit := r.random() >= TOUCHED:
-                    scorer.score([ask(user)])
+                    before = [ask(user)]
+                    scorer.score(before)
+                    for t in turns:
+                        t.scorer.score(before)
                 else:
                     people.add(user, n)
                 (cached if hit else touched).append(timed([ask(user)]))
+                for t in turns:
+                    t.take(ask(user), hit)
                 if rival is not None:
                     whole.append(rival.timed(ask(user)))
             batch = []
@@ -80,20 +97,47 @@ def measure(model_id: str, data_dir: Path, requests: int = 300, candidates: int 
                 batch.append(timed([ask(u) for u in some]) / 32)
             gc.enable()
         people.engine.close()
-    both = touched + cached
     return {
-        "p50_ms": round(float(np.percentile(both, 50)), 3),
-        "p99_ms": round(float(np.percentile(both, 99)), 3),
-        "p50_touched_ms": round(float(np.median(touched)), 3),
-        "p50_cached_ms": round(float(np.median(cached)), 3),
+        **_said(touched, cached),
         "whole_eager_p50_ms": round(float(np.median(whole)), 3) if whole else None,  # trees alone have no such rival
         "batch32_ms_per_user": round(float(np.median(batch)), 3),
         "model": model.id,
         "engine": why,
         "candidates": candidates,
         "touched": TOUCHED,
+        "beside": [t.said() for t in turns],
         "machine": about,
     }
+
+
+def _said(touched: list[float], cached: list[float]) -> dict[str, Any]:
+    both = touched + cached
+    return {
+        "p50_ms": round(float(np.percentile(both, 50)), 3),
+        "p99_ms": round(float(np.percentile(both, 99)), 3),
+        "p50_touched_ms": round(float(np.median(touched)), 3),
+        "p50_cached_ms": round(float(np.median(cached)), 3),
+    }
+
+
+class _Turn:
+    """Another model, asked the same after the first."""
+
+    def __init__(self, model: Model, people: Population) -> None:
+        self._model = model
+        self._times: tuple[list[float], list[float]] = ([], [])  # touched, cached
+        engine, self._why = choose_engine(model)
+        self.scorer = Scorer(engine, people.catalogue, people.counters, people.groups, max_users=32)
+
+    def take(self, a: Ask, hit: bool) -> None:
+        """Time one request, whose user's tower is cached where `hit`."""
+        t0 = perf_counter()
+        self.scorer.score([a])
+        self._times[hit].append((perf_counter() - t0) * 1000)
+
+    def said(self) -> dict[str, Any]:
+        """What it took."""
+        return {"model": self._model.id, "engine": self._why, **_said(*self._times)}
 
 
 class _Whole:

@@ -58,14 +58,17 @@ def read(ctx: Context, lives: str, users: int, candidates: int, blocks: str) -> 
 
 @command.command()
 @click.option("--model", metavar="ID|DIR", help="the model [default: as the worker's]")
+@click.option(
+    "--beside", metavar="ID|DIR", multiple=True, help="another model of the same inputs, in turn with it; several times"
+)
 @click.option("--requests", default=300, show_default=True, type=click.IntRange(10), help="requests to time")
 @click.option("--candidates", default=100, show_default=True, type=click.IntRange(1, 1000), help="candidates a request")
 @common_options
-def score(ctx: Context, model: str | None, requests: int, candidates: int) -> None:
+def score(ctx: Context, model: str | None, beside: tuple[str, ...], requests: int, candidates: int) -> None:
     """Milliseconds from state to probabilities, against the whole model run anew for each request."""
     from stream_dmgin.bench.score import measure
 
-    ctx.emit(measure(model or ctx.settings["worker.model"], ctx.settings.data_dir, requests, candidates))
+    ctx.emit(measure(model or ctx.settings["worker.model"], ctx.settings.data_dir, requests, candidates, beside))
 
 
 @command.command()

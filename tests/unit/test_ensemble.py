@@ -166,3 +166,21 @@ def test_the_flat_sequence_of_the_state_is_that_of_the_log() -> None:
             assert a == b, (k, a, b)
         np.testing.assert_allclose(np.sort(mine["h_age"]), np.sort(theirs["h_age"]), rtol=0, atol=1e-5)
     assert mine["h_mask"].any()
+
+
+def test_what_a_stack_costs_is_measured_beside_its_first_member(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stream_dmgin.bench import score
+
+    monkeypatch.setattr(score, "LIVES", [20, 60])
+    monkeypatch.setattr(score, "USERS", 20)
+    registry.save_model(tmp_path / "one", "one", network("dmgin"), Calibration(), {}, "For a test.\n")
+    saved(tmp_path / "three")
+    found = score.measure(str(tmp_path / "one"), tmp_path, 12, 5, [str(tmp_path / "three")])
+    (three,) = found["beside"]
+    assert found["p50_ms"] > 0 and three["p99_ms"] >= three["p50_ms"] > 0 and three["model"].startswith("three-")
+    other = registry.untrained("other", replace(CONFIG, spec=replace(SPEC, blocks=("session",))))
+    registry.save_model(tmp_path / "other", "other", other.network, Calibration(), {}, "For a test.\n")
+    with pytest.raises(UsageError, match="reads other inputs"):
+        score.measure(str(tmp_path / "one"), tmp_path, 12, 5, [str(tmp_path / "other")])
