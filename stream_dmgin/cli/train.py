@@ -93,6 +93,8 @@ def command(
 
     if checkpoint is not None:
         usable(checkpoint)
+        if checkpoint.is_file():
+            ctx.say(f"goes on from {checkpoint}")
     log = form.read(data)
     chosen = recipes.read(recipes.find(recipe), log.meta) if recipe else recipes.of(log.meta)
     architecture, members = release.made_of(wanted, chosen)

@@ -110,6 +110,7 @@ def test_a_model_with_its_card(city: Path, tmp_path: Path) -> None:
         city, "--out", tmp_path / "small", "--rows", tmp_path / "rows", "--checkpoint", tmp_path / "c.pt"
     )
     assert code == 0 and json.loads(out)["valid"] == done["valid"], said
+    assert f"goes on from {tmp_path / 'c.pt'}" in said
     code, _, said = train(city, "--out", tmp_path / "x", "--rows", tmp_path / "rows", "--train-days", "6-35")
     assert code == 2 and "holds the rows of other days" in said
     (tmp_path / "c.pt").write_bytes(b"torn")
