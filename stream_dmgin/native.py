@@ -139,6 +139,12 @@ def u8(address: Any, shape: Any) -> Any:
 
 
 @kernel
+def i8(address: Any, shape: Any) -> Any:
+    """int8 array of `shape` (a tuple) at `address`."""
+    return carray(pointer(address), shape, np.int8)
+
+
+@kernel
 def hash_between(address: Any, n: Any, separator: Any, out: Any) -> Any:
     """Item hashes of the ids between separator bytes in n bytes at an address, into out; returns how many there are (it
     writes no more than out holds)."""

@@ -17,6 +17,7 @@ SPEC = InputSpec(
     advertiser_buckets=16,
     item_numbers=("size", "age"),
     blocks=BLOCKS,
+    embedding=5,
 )
 
 

@@ -16,6 +16,10 @@ MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 CLS = {c: i for i, c in enumerate(names.BEHAVIOUR_CLASSES)}
 
 
+def cosine(x: list[float], y: list[float]) -> float:
+    return sum(a * b for a, b in zip(x, y, strict=True)) / math.hypot(*x) / math.hypot(*y)
+
+
 def h64(name: str) -> int:
     return xxhash.xxh64_intdigest(name.encode()) or 1
 
@@ -371,6 +375,8 @@ class World:
                 row += self.fatigue(item, now, events, impressions)
             if "online" in s.blocks:
                 row += self.online(item, now, number, rings)
+            if "content" in s.blocks:
+                row += self.content(item, self.read(events))
             dense.append(row)
         dwells = [d for *_, d in events if d >= 0]
         ages, shown_ages = [now - t for _, t in in_ring], [now - t for _, t in impressions]
@@ -402,6 +408,10 @@ class World:
                 lambda _, at: at == number,
             ]
             user += [self.online_ratio(rings, lambda i, t, at, f=f: f(t, at)) for f in near]
+        if "content" in s.blocks:
+            read = self.read(events)
+            pairs = [cosine(x, y) for k, x in enumerate(read) for y in read[:k]]
+            user += [math.log1p(len(read)), sum(pairs) / len(pairs) if pairs else 0.0]
         return {
             "c_item": [self.triple(i) for i in candidates], "c_id": [i % 2**31 for i in candidates], "c_group": group_index,
             "c_dense": dense, "g_age": [log2_minutes(now - int(a.g_last[b, g])) for g in range(n)],
@@ -470,6 +480,37 @@ class World:
             self.online_ratio(rings, lambda i, t, _: age(i, t) == age(item, now)), self.online_ratio(rings, lambda i, *_: i == item),
             self.online_ratio(rings, lambda i, *_: category != 0 and self.owner(i, "category") == category),
             self.online_ratio(rings, lambda i, *_: advertiser != 0 and self.owner(i, "advertiser") == advertiser),
+        ]  # fmt: skip
+
+    # The block `content`: embeddings of what the user read, newest first, each item once
+
+    def embedding(self, item: int) -> list[int] | None:
+        known = self.items.get(item)
+        x = known.embedding if known else None
+        if x is None or len(x) != self.spec.embedding or not all(map(math.isfinite, x)) or not any(x):
+            return None
+        return [round(v / max(map(abs, x)) * 127) for v in x]
+
+    def read(self, events: list[Any]) -> list[list[int]]:
+        found = {}
+        for item, cls, *_ in events:
+            if cls != CLS["negative"] and self.embedding(item) is not None:
+                found.setdefault(item, self.embedding(item))
+        return [*found.values()]
+
+    def content(self, item: int, read: list[list[int]]) -> list[float]:
+        mine = self.embedding(item)
+        if mine is None or not read:
+            return [0.0] * 6
+        like = [cosine(mine, x) for x in read]
+        lengths = [math.hypot(*x) for x in read]
+        middle = [sum(x[d] / n for x, n in zip(read, lengths, strict=True)) for d in range(len(mine))]
+        weights = [math.exp(x / 0.15) for x in like]
+        best = sorted(like)[-3:]
+        return [
+            sum(like) / len(like), cosine(mine, middle) if math.hypot(*middle) > 1e-6 * len(like) else 0.0, max(like), sum(best) / len(best),
+            sum(x / k for k, x in enumerate(like, 1)) / sum(1 / k for k in range(1, 1 + len(like))),
+            sum(w * x for w, x in zip(weights, like, strict=True)) / sum(weights),
         ]  # fmt: skip
 
     # The block `taste`

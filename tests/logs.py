@@ -9,8 +9,9 @@ from stream_dmgin.datasets import form
 T0 = 1_650_000_000_000
 
 
-def dataset(n: int = 400, users: int = 7, items: int = 9, seed: int = 3) -> form.Dataset:
-    """Requests of 1 to 3 candidates in coarse time, so that many times are equal; feedback visible a little later."""
+def dataset(n: int = 400, users: int = 7, items: int = 9, seed: int = 3, embedding: int = 0) -> form.Dataset:
+    """Requests of 1 to 3 candidates in coarse time, so that many times are equal; feedback visible a little later. `embedding`: how
+    many numbers those of the items have; the last item has none."""
     r = np.random.default_rng(seed)
     ts = np.sort(T0 + r.integers(0, n // 3, n) * 1000)
     rows: dict[str, list[object]] = {k: [] for k in ("request_id", "user_id", "item_id", "ts", "label", "surface")}
@@ -42,6 +43,9 @@ def dataset(n: int = 400, users: int = 7, items: int = 9, seed: int = 3) -> form
                 for c, v in zip(events, event, strict=True):
                     events[c].append(v)
     catalogue = {"item_id": [f"i{i}" for i in range(items)], "category": [f"c{i % 3}" for i in range(items)]}
+    if embedding:
+        vectors = np.random.default_rng(seed).normal(size=(items - 1, embedding))
+        catalogue["embedding"] = [*vectors.tolist(), None]
     data = form.Dataset(
         form.in_visible_order(form.table(form.EVENTS, events)), form.table(form.ROWS, rows), form.table(form.ITEMS, catalogue),
         form.Meta("test", T0),

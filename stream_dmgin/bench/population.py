@@ -15,6 +15,7 @@ from stream_dmgin.counters.increments import Increments
 from stream_dmgin.counters.learner import OnlineModel
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.features.catalogue import Catalogue
+from stream_dmgin.features.spec import NOTHING, Reads
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import Record, batch_of
 from stream_dmgin.state.engine import StateEngine
@@ -48,7 +49,7 @@ class Population:
 
 
 def populate(
-    directory: Path | None, lives: list[int], users: int, seed: int = 1, online: bool = False
+    directory: Path | None, lives: list[int], users: int, seed: int = 1, reads: Reads = NOTHING
 ) -> Population:  # fmt: skip
     """`users` users of each length of life; each likes some dozens of groups (Zipf), and strays into any.
 
@@ -56,15 +57,24 @@ def populate(
     """
     r = random.Random(seed)
     items = [f"i{k}" for k in range(ITEMS)]
-    catalogue = Catalogue()
+    catalogue = Catalogue(embedding=reads.embedding)
+    content = np.random.default_rng(seed).normal(size=(ITEMS, reads.embedding))
     for k, i in enumerate(items):
         lat, lon, price = 52.4 + r.random() / 5, 13.2 + r.random() / 3, r.random() * 40
         catalogue.upsert(
-            records.Item(i, category=f"c{k % 120}", advertiser=f"a{k % 900}", lat=lat, lon=lon, price=price)
+            records.Item(
+                i,
+                category=f"c{k % 120}",
+                advertiser=f"a{k % 900}",
+                lat=lat,
+                lon=lon,
+                price=price,
+                embedding=content[k].tolist() or None,
+            )
         )
     groups = GroupMap({i: k % GROUPS for k, i in enumerate(items)})
     engine = StateEngine.open(directory, 0, groups)
-    counters = CounterTable(OnlineModel() if online else None)
+    counters = CounterTable(OnlineModel() if reads.online else None)
     by_life: dict[int, list[bytes]] = {}
     for life in lives:
         by_life[life] = [f"u{life}-{n}".encode() for n in range(users)]

@@ -20,7 +20,7 @@ from stream_dmgin.bench import machine
 from stream_dmgin.bench.population import Population, populate
 from stream_dmgin.features.build import FeatureBuilder
 from stream_dmgin.features.inputs import Inputs
-from stream_dmgin.features.spec import InputSpec
+from stream_dmgin.features.spec import InputSpec, Reads
 from stream_dmgin.state.arrays import UserArrays
 from stream_dmgin.state.engine import StateEngine
 
@@ -34,7 +34,7 @@ def measure(lives: list[int], users: int = 8, candidates: int = 100, spec: Input
     out: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="stream-dmgin-bench-") as tmp:
         path = Path(tmp) / "store"
-        people = populate(path, lives, users, online="online" in spec.blocks)
+        people = populate(path, lives, users, reads=Reads.of([spec]))
         reader = _Reader(people, spec, candidates)
         split = machine.cores()
         with machine.pinned(split[1] if split else None):

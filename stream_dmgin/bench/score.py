@@ -23,6 +23,7 @@ from stream_dmgin.bench.population import Population, populate
 from stream_dmgin.errors import UsageError
 from stream_dmgin.features.build import FeatureBuilder
 from stream_dmgin.features.inputs import Inputs
+from stream_dmgin.features.spec import Reads
 from stream_dmgin.models.members import Member, read_by
 from stream_dmgin.models.registry import Model, load_model
 from stream_dmgin.scoring.engine import choose_engine
@@ -49,8 +50,8 @@ def measure(
         for m in others:
             if (m.config.spec.blocks, m.config.spec.item_numbers) != (engine.spec.blocks, engine.spec.item_numbers):
                 raise UsageError(f"{m.id} reads other inputs than {model.id}: compare models of one log and recipe")
-        people = populate(Path(tmp) / "store", LIVES, USERS, online="online" in engine.spec.blocks)
-        people.catalogue.require(engine.spec.item_numbers)
+        people = populate(Path(tmp) / "store", LIVES, USERS, reads=Reads.of([engine.spec]))
+        people.catalogue.require(engine.spec)
         scorer = Scorer(engine, people.catalogue, people.counters, people.groups, max_users=32)
         turns = [_Turn(m, people) for m in others]
         users = [u for life in LIVES for u in people.users[life]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -42,6 +43,20 @@ def command() -> None:
     metavar="MS",
     help="table only: how long after ts an event becomes known",
 )
+@click.option(
+    "--embed",
+    type=click.Choice(["lsa", "minilm"]),
+    help="make embeddings of the items' words, for the inputs `content`: lsa, or minilm (extra `text`)",
+)
+@click.option(
+    "--embed-width", type=click.IntRange(1, 4096), default=64, show_default=True, help="numbers of an embedding"
+)
+@click.option(
+    "--embed-until",
+    type=int,
+    metavar="MS",
+    help="clicks visible before then bend the embeddings to what is read together [default: before the log's train part, if it has one]",
+)
 @common_options
 def import_(
     ctx: Context,
@@ -52,12 +67,15 @@ def import_(
     ts_unit: str,
     topic: str | None,
     visible_after: int,
+    embed: str | None,
+    embed_width: int,
+    embed_until: int | None,
 ) -> None:
     """Write events.parquet, rows.parquet, items.parquet, meta.json and groups.parquet (for `worker --groups`) to --out.
 
     NAME is a public log, and PATH the directory of its files; or `table`, and PATH any CSV (with a header) or Parquet file.
     """
-    from stream_dmgin.datasets import form, grouping, load, table
+    from stream_dmgin.datasets import content, form, grouping, load, table
 
     if name == "table":
         if not mapping:
@@ -70,6 +88,16 @@ def import_(
             raise InputError(f"--map is for `data import table`; the columns of {name} are known")
         data = load(name, path)
     form.validate(data)
+    made: dict[str, Any] = {}
+    if embed is not None:
+        with ctx.progress() as bar:
+            task = bar.add_task("embed", total=None)
+            found = content.embed(
+                data, content.Embedding(embed, embed_width, embed_until),
+                lambda done, total: bar.update(task, completed=done, total=total),
+            )  # fmt: skip
+        data = content.with_embeddings(data, found.vectors)
+        made = {"embedded": int(found.vectors.any(1).sum()), "taught_by_users": found.taught}
     form.write(data, out)
     grouping.group_map(data).save(out / grouping.FILE)
-    ctx.emit({"dataset": name, "out": str(out), **data.meta.counts, "dropped": data.meta.dropped})
+    ctx.emit({"dataset": name, "out": str(out), **data.meta.counts, **made, "dropped": data.meta.dropped})

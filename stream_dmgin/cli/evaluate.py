@@ -54,6 +54,11 @@ from stream_dmgin.errors import UsageError
     help="optional blocks of inputs: those of docs/features.md, or none [default: the log's recipe]",
 )
 @click.option(
+    "--embed",
+    type=click.Choice(["none", "lsa", "minilm"]),
+    help="embeddings of the items' words, for the block `content`: lsa, or minilm (extra `text`) [default: the log's recipe]",
+)
+@click.option(
     "--rows",
     "rows_dir",
     type=click.Path(path_type=Path),
@@ -71,8 +76,8 @@ from stream_dmgin.errors import UsageError
 @common_options
 def command(
     ctx: Context, dataset: str, directory: Path, model: str | None, train_days: str | None, valid_days: str | None, test_days: str | None,
-    refit_days: int, seeds: int, first_seed: int, groups_file: Path | None, blocks: str | None, rows_dir: Path | None,
-    keep_dir: Path | None, report_dir: Path | None, scores_out: Path | None,
+    refit_days: int, seeds: int, first_seed: int, groups_file: Path | None, blocks: str | None, embed: str | None,
+    rows_dir: Path | None, keep_dir: Path | None, report_dir: Path | None, scores_out: Path | None,
 ) -> None:  # fmt: skip
     """Train on some days of DATASET, choose on others, measure on the last; the state goes on through all of them.
 
@@ -80,10 +85,12 @@ def command(
     is a log in the normalised form, as `data import` and `simulate --to-dir` write it.
     """
     from stream_dmgin.datasets import load
+    from stream_dmgin.datasets.content import Embedding
     from stream_dmgin.groups.map import GroupMap
     from stream_dmgin.training import evaluate as protocol
     from stream_dmgin.training import measure as measuring
     from stream_dmgin.training import recipes
+    from stream_dmgin.training.content import embedded
     from stream_dmgin.training.report import by_segment, write_report
     from stream_dmgin.training.zoo import named
 
@@ -92,7 +99,8 @@ def command(
     chosen = None if blocks is None else recipes.block_names(blocks)
     started = time.monotonic()
     data = load(dataset, directory)
-    model = model or recipes.best(data.meta)
+    best = recipes.best(data.meta)
+    model = model or best.model
     models = named(model)
     if data.meta.splits and not (train_days or valid_days or test_days):
         train, valid, test = ((data.meta.splits[k][0], data.meta.splits[k][1]) for k in ("train", "valid", "test"))
@@ -103,6 +111,12 @@ def command(
         raise UsageError(f"{dataset} needs --train-days, --valid-days and --test-days")
     plan = protocol.Plan(train, valid, test, refit_days, data.meta.day_ms)
     groups = GroupMap.load(groups_file) if groups_file else None
+    spec = recipes.of(data.meta).spec
+    reads = "content" in (spec.blocks if chosen is None else chosen)
+    bare = data.items["embedding"].null_count == data.items.num_rows
+    encoder = embed or (best.embed if reads and bare else "none")
+    if encoder not in ("", "none"):
+        data = embedded(data, Embedding(encoder, spec.embedding, train[0]), keep_dir, ctx.say)
     imported = time.monotonic()
     marks = {"replayed": imported}
     with ctx.progress() as bar:

@@ -50,7 +50,7 @@ class FeatureBuilder:
                 "the model reads the inputs `online`, which the counters of this process don't learn: start the worker again, or "
                 "with worker.online = true before such a model is published"
             )
-        catalogue.require(spec.item_numbers)
+        catalogue.require(spec)
         self.spec, self.catalogue, self.counters = spec, catalogue, counters
         self._groups = groups
         self._logs = log_table()

@@ -1,12 +1,14 @@
 """The items as the features need them: category, advertiser, place, price and numeric attributes, found by item hash.
 
 Fed by the topic `items` (a null value deletes) or by a Parquet file. Reading is for numba code, by addresses, 5 ns an item; the
-record itself is kept as bytes, without its embedding, for people who ask for it. One thread at a time.
+record itself is kept as bytes, without its embedding, for people who ask for it. Embeddings are kept only where a model reads
+them, as whole numbers (`features/content.py`). One thread at a time.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +18,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_dmgin.errors import InputError, RecordError
+from stream_dmgin.errors import InputError, RecordError, UsageError
+from stream_dmgin.features.embedding import quantised
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.native import i32, i64, kernel, u64
 from stream_dmgin.records import Item, decode_item, encode
@@ -24,11 +27,13 @@ from stream_dmgin.state.hash import item_hash
 
 # Entries of Catalogue.addresses. A slot of the index holds the item's hash, and the upper halves of the hashes of its category
 # and its advertiser: the events of a user need no more, and find it in one cache line.
-(K_SLOTS, K_ROWS, K_MASK, K_CAPACITY, K_CATEGORY, K_ADVERTISER, K_PLACE, K_FLAGS, K_NUMBERS, K_COLUMNS) = range(10)
-N_ADDRESSES = 10
+(K_SLOTS, K_ROWS, K_MASK, K_CAPACITY, K_CATEGORY, K_ADVERTISER, K_PLACE, K_FLAGS, K_NUMBERS, K_COLUMNS, K_EMBEDDING, K_INVERSE,
+ K_WIDTH) = range(13)  # fmt: skip
+N_ADDRESSES = 13
 KNOWN, PLACED = 1, 2  # flags
 _MIN_ROWS = 1024
 _decode = msgspec.msgpack.Decoder(Item).decode
+log_ = logging.getLogger(__name__)
 
 
 @kernel
@@ -90,10 +95,13 @@ def _owners(catalogue: Any, hashes: Any, category: Any, advertiser: Any) -> None
 
 
 class Catalogue:
-    """Items by id. `numbers` are the numeric attributes kept as columns: those of `spec`, and what `require` adds."""
+    """Items by id. `numbers` are the numeric attributes kept as columns: those of `spec`, and what `require` adds. `embedding`:
+    how many numbers the embeddings have that are kept; 0: none are."""
 
-    def __init__(self, spec: InputSpec | None = None) -> None:
+    def __init__(self, spec: InputSpec | None = None, embedding: int = 0) -> None:
         self.numbers: tuple[str, ...] = tuple(dict.fromkeys(spec.item_numbers)) if spec else ()
+        self.embedding = embedding or (spec.reads_embeddings if spec else 0)
+        self.unfit = 0  # embeddings seen that the block `content` can't use
         self.addresses: NDArray[np.int64] = np.zeros(N_ADDRESSES, np.int64)
         self._raw: dict[str, bytes] = {}
         self._used = 0
@@ -113,6 +121,8 @@ class Catalogue:
             "place": np.zeros((capacity, 3), np.float64),
             "flags": np.zeros(capacity, np.uint8),
             "numbers": np.zeros((capacity, 1 + len(self.numbers)), np.float32),
+            "embedding": np.zeros((capacity, self.embedding), np.int8),
+            "inverse": np.zeros(capacity if self.embedding else 0, np.float32),  # 1 / length of the embedding; 0: none
         }
         for name, new in fresh.items():
             if self._used:
@@ -127,9 +137,11 @@ class Catalogue:
         for at, name in (
             (K_SLOTS, "slots"), (K_ROWS, "rows"), (K_CATEGORY, "category"), (K_ADVERTISER, "advertiser"),
             (K_PLACE, "place"), (K_FLAGS, "flags"), (K_NUMBERS, "numbers"),
+            (K_EMBEDDING, "embedding"), (K_INVERSE, "inverse"),
         ):  # fmt: skip
             a[at] = fresh[name].ctypes.data
         a[K_MASK], a[K_CAPACITY], a[K_COLUMNS] = 2 * capacity - 1, capacity, 1 + len(self.numbers)
+        a[K_WIDTH] = self.embedding
 
     def upsert(self, item: Item) -> None:
         """Add an item, or replace what was known of it."""
@@ -141,10 +153,30 @@ class Catalogue:
             row = self._row[h] = self._used
             self._arrays["hashes"][row] = h
             self._used += 1
+        if self.embedding:
+            self._embed(row, item)
         if item.embedding is not None:
             item = msgspec.structs.replace(item, embedding=None)
         self._raw[item.item_id] = encode(item)
         self._fill(row, item)
+
+    def _embed(self, row: int, item: Item) -> None:
+        """Keep an item's embedding. One that can't be used counts as none."""
+        a = self._arrays
+        a["inverse"][row] = 0
+        if item.embedding is None:
+            return
+        found = quantised(item.embedding, self.embedding)
+        if found is None:
+            self.unfit += 1
+            if self.unfit == 1:
+                log_.warning(
+                    "the embedding of item %r (%d numbers) can't be used: the model reads %d finite ones, not all 0. It counts as none, "
+                    "and so will others like it, without a word",
+                    item.item_id, len(item.embedding), self.embedding,
+                )  # fmt: skip
+            return
+        a["embedding"][row], a["inverse"][row] = found
 
     def _fill(self, row: int, item: Item) -> None:
         a = self._arrays
@@ -167,8 +199,9 @@ class Catalogue:
         """Forget an item; nothing happens where it isn't known."""
         if self._raw.pop(item_id, None) is not None:
             row = self._row[item_hash(item_id)]
-            for name in ("category", "advertiser", "place", "flags", "numbers"):
-                self._arrays[name][row] = 0
+            for name in ("category", "advertiser", "place", "flags", "numbers", "inverse"):
+                if len(self._arrays[name]):
+                    self._arrays[name][row] = 0
             self._index(row)
 
     def fold(self, key: bytes | None, value: bytes | None) -> None:
@@ -180,8 +213,22 @@ class Catalogue:
         else:
             self.upsert(decode_item(key, value))
 
-    def require(self, numbers: Sequence[str]) -> None:
-        """Keep these numeric attributes as columns too (a model asks for them)."""
+    def require(self, spec: InputSpec) -> None:
+        """Keep what a model of this spec reads: its numeric attributes as columns too, its embeddings. UsageError where embeddings of
+        that width were not kept from the beginning."""
+        self._require_numbers(spec.item_numbers)
+        if spec.reads_embeddings in (0, self.embedding):
+            return
+        if self._used:
+            kept = f"those of {self.embedding} numbers" if self.embedding else "none"
+            raise UsageError(
+                f"the model reads the inputs `content` from embeddings of {spec.embedding} numbers, and this process keeps {kept}: start "
+                f"the worker again, or with worker.embedding = {spec.embedding} before such a model is published"
+            )
+        self.embedding = spec.reads_embeddings
+        self._resize(len(self._arrays["hashes"]))
+
+    def _require_numbers(self, numbers: Sequence[str]) -> None:
         missing = [n for n in numbers if n not in self.numbers]
         if missing:
             self.numbers += tuple(dict.fromkeys(missing))

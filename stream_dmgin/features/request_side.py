@@ -24,6 +24,7 @@ from stream_dmgin.counters.read import (
 )
 from stream_dmgin.counters.trend import N_TREND, N_TREND_USER, TREND_SCRATCH, put_trend, read_whole
 from stream_dmgin.features.blocks import (
+    CONTENT,
     ENGAGEMENT,
     FATIGUE,
     N_SESSION,
@@ -97,6 +98,7 @@ from stream_dmgin.features.catalogue import (
     find_item,
 )
 from stream_dmgin.features.catalogue import N_ADDRESSES as K_ADDRESSES
+from stream_dmgin.features.content import CONTENT_SCRATCH, put_content, put_content_user
 from stream_dmgin.features.fatigue import (
     FATIGUE_SCRATCH,
     N_FATIGUE,
@@ -105,7 +107,7 @@ from stream_dmgin.features.fatigue import (
     put_fatigue,
     put_fatigue_user,
 )
-from stream_dmgin.features.online import ONLINE_SCRATCH, put_online, put_online_user
+from stream_dmgin.features.online import N_ONLINE, N_ONLINE_USER, ONLINE_SCRATCH, put_online, put_online_user
 from stream_dmgin.features.scales import (
     ABSENT_HOURS,
     ABSENT_MINUTES,
@@ -154,7 +156,8 @@ _S_TREND = _S_DONE + MAX_GROUPS
 _S_TASTE = _S_TREND + TREND_SCRATCH
 _S_FATIGUE = _S_TASTE + TASTE_SCRATCH
 _S_ONLINE = _S_FATIGUE + FATIGUE_SCRATCH
-SCRATCH = _S_ONLINE + ONLINE_SCRATCH
+_S_CONTENT = (_S_ONLINE + ONLINE_SCRATCH + 7) // 8 * 8
+SCRATCH = _S_CONTENT + CONTENT_SCRATCH
 _RATE_12H = N_RATES + 1  # among an entity's features
 
 
@@ -442,6 +445,9 @@ def _put_candidate(
         out += 4 * N_FATIGUE
     if blocks & ONLINE:
         put_online(counters, h, category, advertiser, item_counters, now, surface, scratch + _S_ONLINE, out)
+        out += 4 * N_ONLINE
+    if blocks & CONTENT:
+        put_content(w, row, scratch + _S_CONTENT, out)
 
 
 @kernel
@@ -509,6 +515,9 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
             user += 4 * N_FATIGUE_USER
         if where[D_BLOCKS] & ONLINE:
             put_online_user(w, r, now, numbers[b, 2], scratch + _S_ONLINE, user)
+            user += 4 * N_ONLINE_USER
+        if where[D_BLOCKS] & CONTENT:
+            put_content_user(w, r, scratch + _S_CONTENT, user)
         x_cat[b] = numbers[b, 1]
         start, n = numbers[b, 3], min(C, numbers[b, 4] - numbers[b, 3])
         at, place = b * C, places.ctypes.data + 8 * PLACE * b

@@ -49,9 +49,11 @@ Request side too, for networks that read a flat sequence (`models/peers/`); N is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from stream_dmgin.errors import UsageError
 
 BEHAVIOUR_CLASSES = ("impression", "click", "weak", "strong", "payment", "negative", "dwell", "other")
 # type name -> class; a type not named here is "other"
@@ -127,6 +129,7 @@ USER_BLOCKS = {
         "log1p_list1_min", "log1p_list2_min",
     ),
     "online": tuple(f"online_residual_{x}" for x in ("1h", "24h", "ring", "surface")),
+    "content": ("content_log1p_items", "content_alike"),  # the items of the ring of events that have an embedding
 }  # fmt: skip
 CANDIDATE_BLOCKS = {
     "session": (), "surface": (),
@@ -148,13 +151,17 @@ CANDIDATE_BLOCKS = {
         "online_linear", "online_factored", "online_logit", *(f"online_item_residual_{h}" for h in HALF_LIVES[:3]),
         "online_item_surface_residual_12h", *(f"online_{x}_residual" for x in ("uage", "ui", "uc", "ua")),
     ),
+    "content": (  # likeness of the candidate's embedding to theirs
+        "content_mean", "content_cosine", "content_max", "content_top3", "content_recent", "content_attention",
+    ),
 }  # fmt: skip
 BLOCKS = tuple(USER_BLOCKS)
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """Sizes of the inputs; part of a model's config. `item_numbers`: numeric `attrs` of items, appended to c_dense as log1p."""
+    """Sizes of the inputs; part of a model's config. `item_numbers`: numeric `attrs` of items, appended to c_dense as log1p;
+    `embedding`: how many numbers the items' embeddings have, for the block `content`."""
 
     groups: int = 64  # G, at most 128
     events: int = 16  # L, at most 32
@@ -165,17 +172,25 @@ class InputSpec:
     surface_buckets: int = 64
     item_numbers: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()  # optional inputs, of BLOCKS and in their order
+    embedding: int = 64
     flat: int = 0  # N, at most RING; 0: no member of the model reads a flat sequence
 
     def __post_init__(self) -> None:
         if self.blocks != tuple(b for b in BLOCKS if b in self.blocks):
             raise ValueError(f"blocks of inputs {self.blocks}: name some of {BLOCKS}, in this order")
+        if not 1 <= self.embedding <= 4096:
+            raise ValueError(f"embedding = {self.embedding}: embeddings of 1 to 4096 numbers can be read")
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> InputSpec:
         """The spec as JSON gave it back (lists for tuples)."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
         return cls(**values)
+
+    @property
+    def reads_embeddings(self) -> int:
+        """How many numbers of the items' embeddings the inputs need; 0: none are read."""
+        return self.embedding if "content" in self.blocks else 0
 
     @property
     def candidate_features(self) -> tuple[str, ...]:
@@ -187,3 +202,27 @@ class InputSpec:
     def user_features(self) -> tuple[str, ...]:
         """Names of the columns of u_dense."""
         return (*USER_FEATURES, *(n for b in self.blocks for n in USER_BLOCKS[b]))
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What models need of a process beyond states and counters. `online`: the model behind the inputs of that name; `embedding`: how
+    many numbers of the items' embeddings, 0: none."""
+
+    online: bool = False
+    embedding: int = 0
+
+    @classmethod
+    def of(cls, specs: Iterable[InputSpec]) -> Reads:
+        """For models of these specs. UsageError where two of them read embeddings of different widths."""
+        some = list(specs)
+        widths = {s.reads_embeddings for s in some} - {0}
+        if len(widths) > 1:
+            raise UsageError(
+                f"these models read embeddings of {' and '.join(map(str, sorted(widths)))} numbers: an item has one embedding. Take them "
+                "one by one, or train them for the same"
+            )
+        return cls(any("online" in s.blocks for s in some), max(widths, default=0))
+
+
+NOTHING = Reads()

@@ -27,7 +27,7 @@ def encode_items(items: Items, encoder: str, seed: int = 0, seen: Seen | None = 
     distinct = sorted({t for words in wanted.values() for t in words if t is not None})
     if not distinct:
         raise InputError("no item has words to encode: give the columns name, text, category or keyword, or embeddings")
-    vectors = unit(_encode(distinct, encoder, seed, seen))
+    vectors = unit(encode(distinct, encoder, seed, seen))
     number = {t: i for i, t in enumerate(distinct)}
     views = dict(items.views)
     for view, words in wanted.items():
@@ -36,7 +36,8 @@ def encode_items(items: Items, encoder: str, seed: int = 0, seen: Seen | None = 
     return replace(items, views=views)
 
 
-def _encode(texts: Sequence[str], encoder: str, seed: int, seen: Seen | None) -> Matrix:
+def encode(texts: Sequence[str], encoder: str, seed: int = 0, seen: Seen | None = None) -> Matrix:
+    """float32[N,width]: an embedding of each text, of any length. Raises InputError, UsageError."""
     if encoder == "minilm":
         return _minilm(texts, seen)
     if encoder == "lsa":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from stream_dmgin.features.build import FeatureBuilder, Request
 from stream_dmgin.features.inputs import REQUEST_SIDE, Inputs
-from stream_dmgin.features.spec import InputSpec
+from stream_dmgin.features.spec import InputSpec, Reads
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.native import hash_ids
 from stream_dmgin.records import CANDIDATES_MAX
@@ -66,7 +66,7 @@ class Replay:
     """One pass over a source for models of these specs (none: only events and counters)."""
 
     def __init__(self, source: Source, groups: GroupMap, specs: Sequence[InputSpec]) -> None:
-        self.source, self.world = source, World(source, groups, any("online" in s.blocks for s in specs))
+        self.source, self.world = source, World(source, groups, Reads.of(specs))
         self._views = [_View(s, self.world) for s in dict.fromkeys(specs)]
         self._view_of = [list(dict.fromkeys(specs)).index(s) for s in specs]
         self.clock = Clock(self.world, source)

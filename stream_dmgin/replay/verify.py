@@ -19,6 +19,7 @@ from stream_dmgin.control import digest_of, read_control
 from stream_dmgin.counters.chains import SharedCounters
 from stream_dmgin.errors import InputError, RecordError, UsageError
 from stream_dmgin.features.catalogue import Catalogue
+from stream_dmgin.features.spec import Reads
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import Log, Record, batch_of
 from stream_dmgin.records import Request, Score, decode_request, decode_score
@@ -69,7 +70,7 @@ def verify(log: Log, prefix: str, n: int, groups: GroupMap | None, data_dir: Pat
     histories = _histories(log, prefix, cases)
     can = [c for c in cases if c.request is not None and c.score.provenance.state == STATE_FORMAT]
     engines = _engines({c.score.model for c in can}, data_dir)
-    world = _Shared(log, prefix, any("online" in e.spec.blocks for e in engines.values()))
+    world = _Shared(log, prefix, Reads.of(e.spec for e in engines.values()))
     scorers: dict[tuple[str, str], Scorer] = {}
     # counters and catalogue only go forward, so the cases are taken in the order of what they had seen
     for c in sorted(cases, key=lambda c: (world.counters_seen(c.score), c.score.scored_at)):
@@ -209,12 +210,12 @@ def _state(c: _Case, prefix: str, groups: GroupMap, history: list[Record]) -> St
 
 
 class _Shared:
-    """Counters and catalogue, brought forward over their topics; `online`: and the model that learns from the counters'."""
+    """Counters and catalogue, brought forward over their topics, with what models need as `reads` says."""
 
-    def __init__(self, log: Log, prefix: str, online: bool) -> None:
+    def __init__(self, log: Log, prefix: str, reads: Reads) -> None:
         self.topic = prefix + topics.COUNTERS
-        self.counters = SharedCounters(online)
-        self.catalogue = Catalogue()
+        self.counters = SharedCounters(reads.online)
+        self.catalogue = Catalogue(embedding=reads.embedding)
         self._counters = read_all(log, [self.topic])
         self._items = read_all(log, [prefix + topics.ITEMS])
         self._counter_order = np.argsort(self._counters.offset, kind="stable").tolist()
@@ -254,7 +255,7 @@ def _engines(models: Iterable[str], data_dir: Path) -> dict[str, Engine]:
 
 
 def _scorer(engine: Engine, world: _Shared, groups: GroupMap) -> Scorer:
-    world.catalogue.require(engine.spec.item_numbers)
+    world.catalogue.require(engine.spec)
     return Scorer(engine, world.catalogue, world.counters.table, groups)
 
 

@@ -14,6 +14,7 @@ from stream_dmgin.counters.increments import Increments
 from stream_dmgin.counters.learner import STRETCH, OnlineModel
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.features.catalogue import Catalogue
+from stream_dmgin.features.spec import NOTHING, Reads
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.replay.guard import Guard
 from stream_dmgin.replay.source import EventChunk, Source
@@ -24,13 +25,13 @@ _NUMBERS = np.arange(len(topics.EVENTS), dtype=np.uint8)
 
 
 class World:
-    """Everything a request is answered from. `online`: whether a model reads the block of that name."""
+    """Everything a request is answered from, for models that need what `reads` says."""
 
-    def __init__(self, source: Source, groups: GroupMap, online: bool = False) -> None:
+    def __init__(self, source: Source, groups: GroupMap, reads: Reads = NOTHING) -> None:
         self.groups = groups
         self.engines = {p: StateEngine.open(None, p, groups) for p in source.partitions}
-        self.counters = CounterTable(OnlineModel() if online else None)
-        self.catalogue = Catalogue()
+        self.counters = CounterTable(OnlineModel() if reads.online else None)
+        self.catalogue = Catalogue(embedding=reads.embedding)
         for item in source.items():
             self.catalogue.upsert(item)
 

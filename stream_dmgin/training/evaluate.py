@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from stream_dmgin.datasets.content import check_embeddings
 from stream_dmgin.datasets.form import Dataset, Meta
 from stream_dmgin.datasets.grouping import group_map
 from stream_dmgin.errors import InputError, UsageError
@@ -82,6 +83,7 @@ def evaluate_all(
     recipe = recipes.of(data.meta)
     if blocks is not None:
         recipe = recipes.with_blocks(recipe, blocks)
+    check_embeddings(data, recipe.spec)
     test = r.between(*plan.test)
     row = np.arange(r.first[test[0]], r.first[test[1]])
     out = {m: Scored(row, r.label[row]) for m in models}

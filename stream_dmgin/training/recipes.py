@@ -58,15 +58,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Choice:
-    """What `evaluate` measures where it isn't told: the model that was best on the valid days."""
+    """What `evaluate` measures where it isn't told: the model that was best on the valid days, by its name in `zoo.py`. `embed`: the
+    encoder of the items' words, where a block reads embeddings; empty: none."""
 
     model: str = "dmgin"
+    embed: str = ""
 
 
-def best(meta: Meta) -> str:
-    """The model that the recipe of a log holds for its best, by its name in `zoo.py`."""
+def best(meta: Meta) -> Choice:
+    """What the recipe of a log holds for the best."""
     path = _file(meta)
-    return _made(path, "evaluate", Choice(), _given(path)).model
+    return _made(path, "evaluate", Choice(), _given(path))
 
 
 def block_names(text: str) -> tuple[str, ...]:

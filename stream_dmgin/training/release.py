@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stream_dmgin.datasets.content import check_embeddings
 from stream_dmgin.datasets.form import Dataset, Meta
 from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.groups.map import GroupMap
@@ -72,6 +73,7 @@ def rows_for(
 ) -> TrainingRows:
     """Replay the log from its beginning, and keep the inputs of the requests of both spans: in memory, or in `directory`, which is
     used again if a training set of these requests is there. Of several processes one replays, the others wait."""
+    check_embeddings(data, config.spec)
     source = DatasetSource(data)
     first, last = _range(source, spans)
 

@@ -21,7 +21,7 @@ from stream_dmgin.state.arrays import UserArrays
 from stream_dmgin.state.ops.stores import Stores
 from stream_dmgin.worker.followed import Followed
 from stream_dmgin.worker.health import Health
-from stream_dmgin.worker.releases import reads_online
+from stream_dmgin.worker.releases import reads
 
 
 def score_by_hand(
@@ -34,7 +34,7 @@ def score_by_hand(
     model = load_model(settings["worker.model"], settings.data_dir)
     engine, _ = choose_engine(model)
     with open_log(settings.log, settings.kafka) as log, closing(
-        Followed(log, settings.prefix, settings.data_dir / "shared", Health(), partial(reads_online, settings))
+        Followed(log, settings.prefix, settings.data_dir / "shared", Health(), partial(reads, settings))
     ) as followed:  # fmt: skip
         followed.catch_up()
         with closing(stores.open(stores.partition_of(user))) as store:

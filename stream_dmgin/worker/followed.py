@@ -21,6 +21,7 @@ from stream_dmgin.counters.chains import SharedCounters
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.errors import LogUnavailable, RecordError
 from stream_dmgin.features.catalogue import Catalogue
+from stream_dmgin.features.spec import NOTHING, Reads
 from stream_dmgin.log.base import TP, Log, Reader, Record
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.limits import poisoned
@@ -31,31 +32,32 @@ FOLLOW_S = 0.005  # the topics are looked at no more often
 CHECKPOINT_S = 30.0
 LEARNING_CHECKPOINT_S = 300.0  # the online model has pages of 20 MB to save where there is much traffic: 0.2 s
 CATCH_UP_S = 600.0
-Learns = Callable[[Mapping[str, Any]], bool]  # whether the online model is needed, by the records of the control topic
+Needs = Callable[[Mapping[str, Any]], Reads]  # what models need, by the records of the control topic
 QUIET_S = 5.0  # without a record, while the end isn't reached: is the log there at all?
 
 
-def never(control: Mapping[str, Any]) -> bool:
+def nothing(control: Mapping[str, Any]) -> Reads:
     """The counters are only counted."""
-    return False
+    return NOTHING
 
 
 class Followed:
-    """Counters and catalogue as far as their topics are folded. `learns`: whether the online model learns from them. One
-    thread."""
+    """Counters and catalogue as far as their topics are folded. `needs`: whether the online model learns from them, which embeddings
+    are kept. One thread."""
 
-    def __init__(self, log: Log, prefix: str, directory: Path, health: Health, learns: Learns = never) -> None:
+    def __init__(self, log: Log, prefix: str, directory: Path, health: Health, needs: Needs = nothing) -> None:
         self._log, self._health = log, health
         self._prefix = prefix
         self._counters_topic, self._items_topic = prefix + topics.COUNTERS, prefix + topics.ITEMS
-        self.catalogue = Catalogue()
         self._store = _open_checkpoints(directory / "counters")
         rows = [] if self._store is None else [(bytes(k), bytes(v)) for k, v in self._store.items()]
         items = log.begins(self._items_topic)
         self._items_next = dict(items)
         # What was ordered is known before anything is folded: erased users must not come back, poison must not be touched
         self.control, bad, following = read_control(log, prefix)
-        self._shared = SharedCounters.restore(rows, learns(self.control.others))
+        reads = needs(self.control.others)
+        self.catalogue = Catalogue(embedding=reads.embedding)
+        self._shared = SharedCounters.restore(rows, reads.online)
         self._reader: Reader = log.reader([self._counters_topic, self._items_topic, prefix + topics.CONTROL])
         starts = {(self._items_topic, p): -2 for p in items} | {(prefix + topics.CONTROL, 0): following}
         self._reader.assign({(self._counters_topic, 0): self._shared.next_offset, **starts})

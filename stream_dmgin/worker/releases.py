@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from stream_dmgin.errors import StreamDmginError
+from stream_dmgin.features.spec import InputSpec, Reads
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.scoring.scorer import Scorer
 from stream_dmgin.settings import Settings
@@ -25,23 +26,23 @@ log_ = logging.getLogger(__name__)
 KEY = "model"
 
 
-def reads_online(settings: Settings, control: Mapping[str, Any]) -> bool:
-    """Whether the counters must learn the online model: as set, or since the model of the settings, or the published one, reads it."""
+def reads(settings: Settings, control: Mapping[str, Any]) -> Reads:
+    """What the counters must learn and the catalogue keep: as set, or since the model of the settings, or the published one, reads it.
+    Where the two read embeddings of different widths, the first counts: it is what a worker begins with."""
     from stream_dmgin.models.registry import describe, find_model
 
-    if settings["worker.online"]:
-        return True
+    online, embedding = bool(settings["worker.online"]), 0
     record = control.get(KEY)
     for name in (settings["worker.model"], record.get("id") if isinstance(record, Mapping) else None):
         if not isinstance(name, str):
             continue
         try:
-            spec = describe(find_model(name, settings.data_dir))["config"]["spec"]
-        except StreamDmginError:
+            spec = InputSpec.of(describe(find_model(name, settings.data_dir))["config"]["spec"])
+        except (StreamDmginError, ValueError, TypeError):
             continue  # item rates; or it is said when the model is loaded
-        if "online" in spec.get("blocks", ()):
-            return True
-    return False
+        online |= "online" in spec.blocks
+        embedding = embedding or spec.reads_embeddings
+    return Reads(online, int(settings["worker.embedding"]) or embedding)
 
 
 class ScorersByMap:

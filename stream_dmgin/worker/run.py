@@ -29,7 +29,7 @@ from stream_dmgin.worker.delivery import AtLeastOnce, Delivery, ExactlyOnce
 from stream_dmgin.worker.disk import Disk, disk_full
 from stream_dmgin.worker.erasing import Erasing
 from stream_dmgin.worker.fetching import Fetching
-from stream_dmgin.worker.followed import never
+from stream_dmgin.worker.followed import nothing
 from stream_dmgin.worker.forgetting import Forgetting
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.http import HealthServer, free_address
@@ -43,7 +43,7 @@ from stream_dmgin.worker.patience import Patience
 from stream_dmgin.worker.place import place, sharing
 from stream_dmgin.worker.recovery import Recovery
 from stream_dmgin.worker.regroup import Regroup
-from stream_dmgin.worker.releases import Releases, ScorersByMap, reads_online
+from stream_dmgin.worker.releases import Releases, ScorersByMap, reads
 from stream_dmgin.worker.shared import Shared
 from stream_dmgin.worker.snapshots import Checkpoints, Snapshots
 from stream_dmgin.worker.standby import Standby
@@ -128,8 +128,8 @@ def worker(
         health.groups = groups.id
         writer = log.writer(linger_ms=0 if score else 5)
         stack.callback(writer.close)
-        learns = partial(reads_online, settings) if score else never
-        shared = Shared(log, settings.prefix, settings.data_dir / "shared", writer, health, learns)
+        needs = partial(reads, settings) if score else nothing
+        shared = Shared(log, settings.prefix, settings.data_dir / "shared", writer, health, needs)
         health.control = shared.control.others
         stack.callback(shared.close)
         answers = _answers(settings, shared, groups, health) if score else None

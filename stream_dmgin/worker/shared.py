@@ -16,7 +16,7 @@ import msgspec
 from stream_dmgin import topics
 from stream_dmgin.counters.increments import Increments, decode
 from stream_dmgin.log.base import TP, Log, Writer
-from stream_dmgin.worker.followed import Followed, Learns, never
+from stream_dmgin.worker.followed import Followed, Needs, nothing
 from stream_dmgin.worker.health import Health
 from stream_dmgin.worker.partitions import Owned
 
@@ -39,9 +39,9 @@ class Shared(Followed):
     """Counters and catalogue, and the outboxes of the owned partitions. One thread."""
 
     def __init__(
-        self, log: Log, prefix: str, directory: Path, writer: Writer, health: Health, learns: Learns = never
+        self, log: Log, prefix: str, directory: Path, writer: Writer, health: Health, needs: Needs = nothing
     ) -> None:  # fmt: skip
-        super().__init__(log, prefix, directory, health, learns)
+        super().__init__(log, prefix, directory, health, needs)
         self._writer = writer
         self._outboxes: dict[int, Outbox] = {}
         self.failure: BaseException | None = None  # increments that could not be written to the log

@@ -32,7 +32,14 @@ def js(*args: object, ok: tuple[int, ...] = (0,)) -> dict:
 
 def model(directory: Path, seed: int) -> Path:
     spec = InputSpec(
-        groups=8, events=8, short=8, item_buckets=64, category_buckets=8, advertiser_buckets=8, blocks=BLOCKS
+        groups=8,
+        events=8,
+        short=8,
+        item_buckets=64,
+        category_buckets=8,
+        advertiser_buckets=8,
+        blocks=BLOCKS,
+        embedding=3,
     )
     made = untrained("m", DMGINConfig(spec, ("order",), width=16, item_width=8, hidden=(16, 8)), seed)
     save_model(directory, directory.name, made.network, Calibration(), {}, "For a test.\n")
@@ -43,7 +50,7 @@ def model(directory: Path, seed: int) -> Path:
 def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A log of imported events and requests, all answered by a worker."""
     base = tmp_path_factory.mktemp("scored")
-    form.write(dataset(300), base / "data")
+    form.write(dataset(300, embedding=3), base / "data")
     model(base / "models" / "one", 1)
     args = ["--log", f"file:{base / 'log'}", "--data-dir", str(base)]
     js("topics", "apply", *args, "--partitions", 2)

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stream_dmgin.errors import InputError, RecordError
+from stream_dmgin.errors import InputError, RecordError, UsageError
 from stream_dmgin.features.catalogue import KNOWN, PLACED, Catalogue, find_item
-from stream_dmgin.features.spec import InputSpec
+from stream_dmgin.features.spec import InputSpec, Reads
 from stream_dmgin.native import hash_ids
 from stream_dmgin.records import Item, encode
 from stream_dmgin.state.hash import item_hash
@@ -93,11 +93,61 @@ def test_a_model_may_ask_for_more_numbers() -> None:
     c = Catalogue()
     c.upsert(ITEM)
     c.upsert(Item("b", attrs={"size": -1, "n": True}))
-    c.require(("size", "n"))
-    c.require(("n",))
+    c.require(InputSpec(item_numbers=("size", "n")))
+    c.require(InputSpec(item_numbers=("n",)))
     assert c.numbers == ("size", "n")
     assert row(c, "a")["numbers"] == pytest.approx([math.log(10), math.log(4), 0])
     assert row(c, "b")["numbers"] == pytest.approx([0, 0, math.log(2)])
+
+
+def embedded(c: Catalogue, name: str) -> list[float]:
+    """The embedding as it is kept, of length 1; empty where there is none."""
+    r = int(find_item(c.addresses.ctypes.data, np.uint64(item_hash(name))))
+    inverse = float(c._arrays["inverse"][r])
+    return [x * inverse for x in c._arrays["embedding"][r].tolist()] if inverse else []
+
+
+def test_embeddings_are_kept_where_a_model_reads_them(caplog) -> None:  # type: ignore[no-untyped-def]
+    c = Catalogue()
+    c.upsert(Item("a", embedding=[1.0, 2.0]))
+    assert c._arrays["embedding"].size == c._arrays["inverse"].size == 0
+    reads = InputSpec(blocks=("content",), embedding=2)
+    with pytest.raises(UsageError, match=r"worker\.embedding = 2"):
+        c.require(reads)
+    c.require(InputSpec(embedding=9))  # which doesn't read them
+    c = Catalogue()
+    c.require(reads)
+    r = np.random.default_rng(1).normal(size=(2000, 2))
+    for k, x in enumerate(r):
+        c.upsert(Item(f"i{k}", embedding=x.tolist()))
+    for k in (0, 1500):
+        assert embedded(c, f"i{k}") == pytest.approx((r[k] / np.linalg.norm(r[k])).tolist(), abs=0.01)
+    c.upsert(Item("i0"))
+    c.delete("i1")
+    assert not embedded(c, "i0") and not embedded(c, "i1") and c.unfit == 0
+    bad = ([], [1.0], [1.0, 2.0, 3.0], [0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0])
+    for x in bad:
+        c.upsert(Item("i2", embedding=[3.0, 4.0]))
+        c.upsert(Item("i2", embedding=x))
+        assert not embedded(c, "i2")
+    assert c.unfit == len(bad) and len(caplog.records) == 1 and "'i2'" in caplog.text
+    c.upsert(Item("i2", embedding=[3e300, -4e300]))
+    assert embedded(c, "i2") == pytest.approx([0.6, -0.8], abs=0.01)
+    c.require(InputSpec(item_numbers=("n",)))  # makes columns anew
+    assert embedded(c, "i2") == pytest.approx([0.6, -0.8], abs=0.01)
+    with pytest.raises(UsageError, match="those of 2 numbers"):
+        c.require(InputSpec(blocks=("content",), embedding=3))
+
+
+def test_models_that_read_embeddings_of_two_widths_dont_go_together() -> None:
+    content = InputSpec(blocks=("content",), embedding=3)
+    assert Reads.of([InputSpec(), content, InputSpec(embedding=5)]) == Reads(embedding=3)
+    assert Reads.of([InputSpec(blocks=("online",))]) == Reads(online=True)
+    with pytest.raises(UsageError, match="3 and 5 numbers"):
+        Reads.of([content, InputSpec(blocks=("content",), embedding=5)])
+    for width in (0, 5000):
+        with pytest.raises(ValueError, match="embedding"):
+            InputSpec(embedding=width)
 
 
 def test_from_parquet(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -36,7 +36,7 @@ class Case:
         self.names = [f"s{i}" for i in range(40)]
         self.groups = {n: int(rng.integers(12)) for n in self.names if rng.random() < 0.7}
         self.items = {n: self.item(n) for n in self.names if rng.random() < 0.85}
-        self.catalogue = Catalogue()
+        self.catalogue = Catalogue(SPEC)
         for item in self.items.values():
             self.catalogue.upsert(item)
         self.table, self.reference = CounterTable(OnlineModel()), Counters()
@@ -55,6 +55,7 @@ class Case:
             name, category=some(f"c{r.integers(4)}"), advertiser=some(f"a{r.integers(9)}"), price=some(float(r.integers(100))),
             **(some({"lat": float(r.uniform(-89, 89)), "lon": float(r.uniform(-180, 180))}) or {}),
             attrs=some({"size": int(r.integers(50)), "other": "x", **(some({"age": 1.5}) or {})}),
+            embedding=some([[*r.normal(size=5)], [*r.normal(size=5)], [0.0] * 5, [1.0], [1.0, float("nan"), 0, 0, 0]][r.choice(5, p=[.4, .45, .05, .05, .05])]),
         )  # fmt: skip
 
     def count(self, n: int) -> None:
@@ -115,7 +116,13 @@ def test_optional_blocks_change_no_other_input() -> None:
     case, plain = Case(18), replace(SPEC, blocks=())
     asks = [(NOW, case.names, 1.0, 2.0, "home")] * 6
     builder = FeatureBuilder(plain, case.catalogue, case.table, case.map)
-    for blocks in ((), *((b,) for b in BLOCKS), ("surface", "engagement", "taste"), ("trend", "fatigue")):
+    for blocks in (
+        (),
+        *((b,) for b in BLOCKS),
+        ("surface", "engagement", "taste"),
+        ("trend", "fatigue"),
+        ("online", "content"),
+    ):
         some = replace(SPEC, blocks=blocks)
         a, b, c = (Inputs.allocate(s, 6, 40) for s in (plain, some, SPEC))
         builder.request_side(case.arrays, 6, asks, a)

@@ -12,12 +12,12 @@ from logs import dataset
 
 from stream_dmgin.datasets import form
 from stream_dmgin.datasets.grouping import group_map
-from stream_dmgin.features.spec import BLOCKS, InputSpec
+from stream_dmgin.features.spec import BLOCKS, CANDIDATE_BLOCKS, InputSpec
 from stream_dmgin.replay.rows import training_rows
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training.rows import TrainingRows
 
-SPEC = InputSpec(groups=4, events=4, short=4, item_buckets=64, blocks=BLOCKS)
+SPEC = InputSpec(groups=4, events=4, short=4, item_buckets=64, blocks=BLOCKS, embedding=3)
 
 
 def inputs(data: form.Dataset, last: int) -> TrainingRows:
@@ -25,7 +25,7 @@ def inputs(data: form.Dataset, last: int) -> TrainingRows:
 
 
 def test_what_is_not_visible_yet_changes_no_input() -> None:
-    data = dataset(400)
+    data = dataset(400, embedding=3)
     times = DatasetSource(data).requests.ts
     n = len(times) // 2
     moment = int(times[n - 1])
@@ -41,6 +41,7 @@ def test_what_is_not_visible_yet_changes_no_input() -> None:
         and np.isfinite(whole["c_dense"]).all()
         and np.isfinite(whole["u_dense"]).all()
     )
+    assert all(np.abs(whole["c_dense"][:, SPEC.candidate_features.index(f)]).sum() for f in CANDIDATE_BLOCKS["content"])
     late = data.events.filter(data.events["visible_at"].to_numpy() <= moment)
     seen = inputs(form.Dataset(late, data.rows, data.items, data.meta), n)
     assert all(np.array_equal(whole[name], seen[name]) for name in whole.columns)  # equal times are invisible

@@ -91,6 +91,7 @@ def test_events_become_the_inputs_that_the_page_promises(seed: int) -> None:
             lat=i / 3,
             lon=-i / 2,
             attrs={"size": i},
+            embedding=[*r.normal(size=SPEC.embedding)] if i % 5 else None,
         )
         for i, n in enumerate(ITEMS[:25])
     }

@@ -9,7 +9,7 @@ import pytest
 
 from stream_dmgin import topics
 from stream_dmgin.counters.increments import Increments
-from stream_dmgin.features.spec import InputSpec
+from stream_dmgin.features.spec import NOTHING, InputSpec, Reads
 from stream_dmgin.log.base import Log, TopicInfo, open_log
 from stream_dmgin.models.calibration import Calibration
 from stream_dmgin.models.registry import save_model, untrained
@@ -17,7 +17,7 @@ from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.settings import load
 from stream_dmgin.worker.followed import Followed
 from stream_dmgin.worker.health import Health
-from stream_dmgin.worker.releases import reads_online
+from stream_dmgin.worker.releases import reads
 
 PREFIX = "dmgin."
 
@@ -31,16 +31,21 @@ def model(directory: Path, blocks: tuple[str, ...]) -> str:
 
 
 def test_a_worker_learns_where_its_model_or_the_published_one_asks_for_it(tmp_path: Path) -> None:
-    plain, learning = (
-        model(tmp_path / "models" / n, blocks) for n, blocks in (("plain", ()), ("learning", ("trend", "online")))
+    plain, learning, reading = (
+        model(tmp_path / "models" / n, blocks)
+        for n, blocks in (("plain", ()), ("learning", ("trend", "online")), ("reading", ("content",)))
     )
-    at = {"data_dir": tmp_path, "worker.model": plain}
-    settings = load({k: str(v) for k, v in at.items()}, {})
-    assert not reads_online(settings, {}) and not reads_online(settings, {"model": {"id": plain}})
-    assert reads_online(settings, {"model": {"id": learning}})
-    assert not reads_online(settings, {"model": {"id": "gone"}}) and not reads_online(settings, {"model": "what"})
-    assert reads_online(load({**{k: str(v) for k, v in at.items()}, "worker.model": learning}, {}), {})
-    assert reads_online(load({**{k: str(v) for k, v in at.items()}, "worker.online": "true"}, {}), {})
+    at = {"data_dir": str(tmp_path), "worker.model": plain}
+    settings = load(at, {})
+    for control in ({}, {"model": {"id": plain}}, {"model": {"id": "gone"}}, {"model": "what"}):
+        assert reads(settings, control) == NOTHING
+    assert reads(settings, {"model": {"id": learning}}) == Reads(online=True)
+    assert reads(settings, {"model": {"id": reading}}) == Reads(embedding=64)
+    both = {**at, "worker.model": learning}
+    assert reads(load(both, {}), {}) == Reads(online=True)
+    assert reads(load(both, {}), {"model": {"id": reading}}) == Reads(online=True, embedding=64)
+    asked = {**at, "worker.online": "true", "worker.embedding": "32"}
+    assert reads(load(asked, {}), {"model": {"id": reading}}) == Reads(online=True, embedding=32)
 
 
 @pytest.fixture
@@ -66,7 +71,7 @@ def write(log: Log, first: int, last: int) -> None:
 
 def followed(log: Log, directory: Path, learns: bool) -> tuple[int, bytes, bytes]:
     """What a worker's counters are after a start and a stop: where they began to read, the counters, the weights."""
-    f = Followed(log, PREFIX, directory, Health(), lambda control: learns)
+    f = Followed(log, PREFIX, directory, Health(), lambda control: Reads(online=learns))
     began = f.counters_offset
     f.catch_up()
     f.close()

@@ -28,8 +28,10 @@ def test_the_recipes_that_come_with_the_product() -> None:
 
 def test_the_best_model_of_each_log_is_one_that_can_be_measured() -> None:
     for name in recipes.shipped():
-        assert named(recipes.best(Meta(name, 0))) == (recipes.best(Meta(name, 0)),)
-    assert recipes.best(Meta("kuairand", 0)) == "stack" and recipes.best(Meta("other", 0)) == "dmgin"
+        assert named(recipes.best(Meta(name, 0)).model) == (recipes.best(Meta(name, 0)).model,)
+    assert recipes.best(Meta("kuairand", 0)).model == "stack" and recipes.best(Meta("other", 0)) == recipes.Choice(
+        "dmgin"
+    )
 
 
 def test_values_take_the_place_of_defaults(tmp_path: Path) -> None:
