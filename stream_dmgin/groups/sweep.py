@@ -42,8 +42,8 @@ class Trial(NamedTuple):
 
 
 def default_ks(n: int) -> list[int]:
-    """Powers of two from 16 up to one group for four items."""
-    return [k for k in (1 << i for i in range(20)) if _FROM <= k <= min(_TO, n // 4)] or [max(1, n // 2)]
+    """Powers of two from 16 up to one group for eight items."""
+    return [k for k in (1 << i for i in range(20)) if _FROM <= k <= min(_TO, n // 8)] or [max(1, n // 2)]
 
 
 def sweep(

@@ -248,7 +248,7 @@ def test_the_choice_of_k_by_what_it_foretells_or_by_cohesion() -> None:
     assert trials[0].purity < trials[2].purity and trials[0].cohesion < trials[2].cohesion  # type: ignore[operator]
     k, why = choose(sweep(space_of(ids, x), Clustering(), [2, 6, 12, 24, 200]))
     assert k in (12, 24) and "cohesion" in why
-    assert default_ks(1000) == [16, 32, 64, 128] and default_ks(3) == [1]
+    assert default_ks(1000) == [16, 32, 64] and default_ks(3) == [1]
     for wrong in ([0, 5], [481]):
         with pytest.raises(InputError, match="can't be built"):
             sweep(space_of(ids, x), Clustering(), wrong)
