@@ -2,7 +2,7 @@
 
 Of the user's ring of clicks and post-click events each item counts once, at its newest event, where the catalogue has an embedding of it
 and the event is nothing negative. Likeness is the cosine of two embeddings: embeddings are whole numbers, so it is the same on every
-machine. About 5 us a request and 0.4 us a candidate, for 64 items and embeddings of 64 numbers.
+machine. About 1.3 us a candidate, for 64 items and embeddings of 64 numbers.
 """
 
 from __future__ import annotations
