@@ -112,10 +112,10 @@ def command(
         raise UsageError(f"{dataset} needs --train-days, --valid-days and --test-days")
     plan = protocol.Plan(train, valid, test, refit_days, data.meta.day_ms)
     groups = GroupMap.load(groups_file) if groups_file else None
-    spec = recipes.of(data.meta).spec
-    reads = "content" in (spec.blocks if chosen is None else chosen)
+    recipe = recipes.of(data.meta)
+    spec = (recipe if chosen is None else recipes.with_blocks(recipe, chosen)).spec
     bare = data.items["embedding"].null_count == data.items.num_rows
-    encoder = embed or (usual(best.embed) if reads and bare else "none")
+    encoder = embed or (usual(best.embed) if spec.reads_embeddings and bare else "none")
     if not embed and encoder != best.embed and encoder != "none":
         ctx.say(
             f"embeddings by {encoder}, since the recipe's encoder {best.embed} is not installed: pip install 'stream-dmgin[text]'"

@@ -18,7 +18,7 @@ from stream_dmgin.datasets.form import Meta
 from stream_dmgin.errors import InputError
 from stream_dmgin.models.calibration import Calibration, fit_platt
 from stream_dmgin.models.forest import Forest, joined
-from stream_dmgin.models.registry import Model, save_model
+from stream_dmgin.models.registry import Model
 from stream_dmgin.models.trunk import Trunk
 from stream_dmgin.replay.recalibrate import on_top
 from stream_dmgin.replay.source import Requests as Asked
@@ -110,18 +110,7 @@ def write(
         "new_rows": len(rows.rows_of(learn[at.new - at.first :])),
     }  # fmt: skip
     about = card(name, made.network.config, training, seconds, command)
-    return save_model(
-        out,
-        name,
-        made.network,
-        made.calibration,
-        training,
-        about,
-        made.forest,
-        made.network_weight,
-        made.kind,
-        made.further,
-    )
+    return made.save(out, name, training, about)
 
 
 def _days(rows: TrainingRows, requests: Requests) -> str:

@@ -18,7 +18,7 @@ from stream_dmgin.datasets.content import check_embeddings
 from stream_dmgin.datasets.form import Dataset, Meta
 from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.groups.map import GroupMap
-from stream_dmgin.models.registry import Model, save_model
+from stream_dmgin.models.registry import Model
 from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.replay.rows import training_rows
 from stream_dmgin.replay.source import DatasetSource
@@ -170,10 +170,7 @@ def release(
     name, ident = out.name, ""
     if ranks.first:
         about = card(name, config, training, seconds, command)
-        ident = save_model(
-            out, name, fitted.network, fitted.calibration, training, about, fitted.forest, fitted.network_weight, fitted.kind,
-            fitted.further,
-        )  # fmt: skip
+        ident = fitted.save(out, name, training, about)
         write_curve(out / "curve.csv", fitted.curve)
     return {
         "model": ident,

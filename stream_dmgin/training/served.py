@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from stream_dmgin.models.calibration import Calibration
 from stream_dmgin.models.dmgin import DMGIN
 from stream_dmgin.models.forest import Forest, joined
 from stream_dmgin.models.members import Member
-from stream_dmgin.models.registry import architecture_of
+from stream_dmgin.models.registry import architecture_of, save_model
 from stream_dmgin.models.trunk import DMGINConfig, Trunk
 from stream_dmgin.training.loop import Fitted, Point, Requests, predict
 from stream_dmgin.training.parallel import ALONE, Ranks
@@ -52,6 +53,21 @@ class Served:
     def members(self) -> tuple[Member, ...]:
         """Its networks; none where it is made of trees alone."""
         return (Member(self.kind, self.network, self.network_weight), *self.further) if self.network_weight else ()
+
+    def save(self, directory: Path, name: str, training: Mapping[str, Any], card: str) -> str:
+        """Write the release's folder (`models/registry.py`); its id."""
+        return save_model(
+            directory,
+            name,
+            self.network,
+            self.calibration,
+            training,
+            card,
+            self.forest,
+            self.network_weight,
+            self.kind,
+            self.further,
+        )
 
     def logits(self, rows: TrainingRows, requests: Requests, ranks: Ranks = ALONE) -> Logits:
         """Raw logits of every head on the rows of these requests."""
