@@ -376,7 +376,9 @@ class World:
             if "online" in s.blocks:
                 row += self.online(item, now, number, rings)
             if "content" in s.blocks:
-                row += self.content(item, self.read(events))
+                row += self.content(item, [*self.read(events).values()])
+            if "passed" in s.blocks:
+                row += self.content(item, self.passed(events, impressions))
             dense.append(row)
         dwells = [d for *_, d in events if d >= 0]
         ages, shown_ages = [now - t for _, t in in_ring], [now - t for _, t in impressions]
@@ -409,9 +411,11 @@ class World:
             ]
             user += [self.online_ratio(rings, lambda i, t, at, f=f: f(t, at)) for f in near]
         if "content" in s.blocks:
-            read = self.read(events)
+            read = [*self.read(events).values()]
             pairs = [cosine(x, y) for k, x in enumerate(read) for y in read[:k]]
             user += [math.log1p(len(read)), sum(pairs) / len(pairs) if pairs else 0.0]
+        if "passed" in s.blocks:
+            user.append(math.log1p(len(self.passed(events, impressions))))
         return {
             "c_item": [self.triple(i) for i in candidates], "c_id": [i % 2**31 for i in candidates], "c_group": group_index,
             "c_dense": dense, "g_age": [log2_minutes(now - int(a.g_last[b, g])) for g in range(n)],
@@ -482,7 +486,7 @@ class World:
             self.online_ratio(rings, lambda i, *_: advertiser != 0 and self.owner(i, "advertiser") == advertiser),
         ]  # fmt: skip
 
-    # The block `content`: embeddings of what the user read, newest first, each item once
+    # The blocks `content`, `passed`: embeddings of what the user read, and of what was shown and not read, newest first, each item once
 
     def embedding(self, item: int) -> list[int] | None:
         known = self.items.get(item)
@@ -491,12 +495,16 @@ class World:
             return None
         return [round(v / max(map(abs, x)) * 127) for v in x]
 
-    def read(self, events: list[Any]) -> list[list[int]]:
-        found = {}
+    def read(self, events: list[Any]) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
         for item, cls, *_ in events:
             if cls != CLS["negative"] and self.embedding(item) is not None:
                 found.setdefault(item, self.embedding(item))
-        return [*found.values()]
+        return found
+
+    def passed(self, events: list[Any], impressions: list[Any]) -> list[list[int]]:
+        left = dict.fromkeys(i for i, _ in impressions if i not in self.read(events))
+        return [x for i in left if (x := self.embedding(i)) is not None]
 
     def content(self, item: int, read: list[list[int]]) -> list[float]:
         mine = self.embedding(item)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from stream_dmgin.cli.common import Context, common_options
-from stream_dmgin.errors import InputError
+from stream_dmgin.errors import InputError, UsageError
 
 
 @click.group()
@@ -45,8 +45,9 @@ def command() -> None:
 )
 @click.option(
     "--embed",
-    type=click.Choice(["lsa", "minilm"]),
-    help="make embeddings of the items' words, for the inputs `content`: lsa, or minilm (extra `text`)",
+    type=click.Choice(["lsa", "minilm", "clicks"]),
+    help="make embeddings of the items, for the inputs `content` and `passed`: of their words by lsa or minilm (extra `text`), "
+    "or of clicks alone",
 )
 @click.option(
     "--embed-width", type=click.IntRange(1, 4096), default=64, show_default=True, help="numbers of an embedding"
@@ -55,7 +56,13 @@ def command() -> None:
     "--embed-until",
     type=int,
     metavar="MS",
-    help="clicks visible before then bend the embeddings to what is read together [default: before the log's train part, if it has one]",
+    help="clicks visible before then bend (make) the embeddings [default: before the log's train part, if it has one]",
+)
+@click.option(
+    "--embed-until-day",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="the same as a day of the log: N is the first day of --train-days",
 )
 @common_options
 def import_(
@@ -70,6 +77,7 @@ def import_(
     embed: str | None,
     embed_width: int,
     embed_until: int | None,
+    embed_until_day: int | None,
 ) -> None:
     """Write events.parquet, rows.parquet, items.parquet, meta.json and groups.parquet (for `worker --groups`) to --out.
 
@@ -88,6 +96,10 @@ def import_(
             raise InputError(f"--map is for `data import table`; the columns of {name} are known")
         data = load(name, path)
     form.validate(data)
+    if embed_until_day is not None:
+        if embed_until is not None:
+            raise UsageError("--embed-until and --embed-until-day say the same: give one of them")
+        embed_until = data.meta.day0_ms + embed_until_day * data.meta.day_ms
     made: dict[str, Any] = {}
     if embed is not None:
         with ctx.progress() as bar:

@@ -55,8 +55,9 @@ from stream_dmgin.errors import UsageError
 )
 @click.option(
     "--embed",
-    type=click.Choice(["none", "lsa", "minilm"]),
-    help="embeddings of the items' words, for the block `content`: lsa, or minilm (extra `text`) [default: the log's recipe]",
+    type=click.Choice(["none", "lsa", "minilm", "clicks"]),
+    help="embeddings for the blocks `content` and `passed`: of words by lsa or minilm (extra `text`), or of clicks before the first "
+    "train day [default: the log's recipe]",
 )
 @click.option(
     "--rows",

@@ -1,8 +1,10 @@
-"""Kernels of the block `content`: how like the candidate is to what the user clicked and read, by the items' embeddings.
+"""Kernels of the blocks `content` and `passed`: how like the candidate is to what the user clicked and read, and to what was shown and
+left, by the items' embeddings.
 
 Of the user's ring of clicks and post-click events each item counts once, at its newest event, where the catalogue has an embedding of it
-and the event is nothing negative. Likeness is the cosine of two embeddings: embeddings are whole numbers, so it is the same on every
-machine. About 1.3 us a candidate, for 64 items and embeddings of 64 numbers.
+and the event is nothing negative. Of the ring of impressions each item counts once, at its newest, where it is none of the former.
+Likeness is the cosine of two embeddings: embeddings are whole numbers, so it is the same on every machine. About 1.3 us a candidate and
+block, for 64 items and embeddings of 64 numbers.
 """
 
 from __future__ import annotations
@@ -14,9 +16,12 @@ import numpy as np
 
 from stream_dmgin.features.bound import (
     D_UB,
+    D_UM,
     D_US,
     N_WHERE,
     RING,
+    UM_ITEM,
+    UM_LEN,
     US_CLS,
     US_ITEM,
     US_LEN,
@@ -29,43 +34,96 @@ from stream_dmgin.features.spec import BEHAVIOUR_CLASSES, CANDIDATE_BLOCKS, USER
 from stream_dmgin.native import f32, f64, i8, i32, i64, kernel, u8, u64
 
 N_CONTENT, N_CONTENT_USER = len(CANDIDATE_BLOCKS["content"]), len(USER_BLOCKS["content"])
+N_PASSED, N_PASSED_USER = len(CANDIDATE_BLOCKS["passed"]), len(USER_BLOCKS["passed"])
 NEGATIVE = BEHAVIOUR_CLASSES.index("negative")
 TEMPERATURE = 0.15  # of the attention over the items
-# Working memory in bytes: how many items, the length of their mean, the sum of 1, 1/2, 1/3, ...; their rows; likeness of each
+# Working memory in bytes, of each of the two sets of items: how many, the length of their mean, the sum of 1, 1/2, 1/3, ...; their rows;
+# likeness of each
 _N, _LENGTH, _RECENT = range(3)
 _S_ROWS = 8 * 3
 _S_LIKE = _S_ROWS + 8 * RING
-CONTENT_SCRATCH = _S_LIKE + 8 * RING
+_SET = _S_LIKE + 8 * RING
+CONTENT_SCRATCH = 2 * _SET
 
 
 @kernel
 def put_content_user(w: Any, r: Any, scratch: Any, to: Any) -> None:
-    """Find the items of the ring of state row r (-1: nobody known), newest first, in CONTENT_SCRATCH bytes at `scratch`; the block's
-    inputs of the user into N_CONTENT_USER floats at an address."""
+    """Find the items of the ring of events of state row r (-1: nobody known), newest first, in CONTENT_SCRATCH bytes at `scratch`; the
+    block `content` of the user into N_CONTENT_USER floats at an address."""
     where, out = i64(w, (N_WHERE,)), f32(to, (N_CONTENT_USER,))
-    k = i64(where[W_CATALOGUE], (N_ADDRESSES,))
+    _collect_read(w, r, scratch)
+    n = np.int64(f64(scratch, (3,))[_N])
+    square = _settle(where[W_CATALOGUE], scratch)
+    out[0] = log_count(f32(where[W_LOGS], (LOGS,)), n)
+    out[1] = (square - n) / (n * (n - 1.0)) if n > 1 else 0.0
+
+
+@kernel
+def put_passed_user(w: Any, r: Any, scratch: Any, to: Any) -> None:
+    """Find the items of the ring of impressions that are none of the read ones, newest first, in CONTENT_SCRATCH bytes at `scratch`; the
+    block `passed` of the user into N_PASSED_USER floats at an address."""
+    where, out = i64(w, (N_WHERE,)), f32(to, (N_PASSED_USER,))
+    _collect_read(w, r, scratch)
+    _collect_passed(w, r, scratch)
+    _settle(where[W_CATALOGUE], scratch + _SET)
+    out[0] = log_count(f32(where[W_LOGS], (LOGS,)), np.int64(f64(scratch + _SET, (3,))[_N]))
+
+
+@kernel
+def _collect_read(w: Any, r: Any, scratch: Any) -> None:
+    where, n = i64(w, (N_WHERE,)), np.int64(0)
     sums, rows = f64(scratch, (3,)), i64(scratch + _S_ROWS, (RING,))
-    out[:] = 0
-    sums[:] = 0
-    if r < 0:
-        return
-    UB, US, width = where[D_UB], where[D_US], k[K_WIDTH]
-    inverse = f32(k[K_INVERSE], (k[K_CAPACITY],))
-    item, cls = u64(where[US_ITEM], (UB, US)), u8(where[US_CLS], (UB, US))
-    n = 0
-    for e in range(min(RING, i32(where[US_LEN], (UB,))[r])):
-        row = find_item(where[W_CATALOGUE], item[r, e])
-        if row < 0 or inverse[row] == 0 or cls[r, e] == NEGATIVE:
-            continue
-        again = False
-        for i in range(n):
-            again |= rows[i] == row
-        if not again:
-            rows[n] = row
-            n += 1
-            sums[_RECENT] += 1.0 / n
+    if r >= 0:
+        k = i64(where[W_CATALOGUE], (N_ADDRESSES,))
+        inverse = f32(k[K_INVERSE], (k[K_CAPACITY],))
+        UB, US = where[D_UB], where[D_US]
+        item, cls = u64(where[US_ITEM], (UB, US)), u8(where[US_CLS], (UB, US))
+        for e in range(min(RING, i32(where[US_LEN], (UB,))[r])):
+            row = find_item(where[W_CATALOGUE], item[r, e])
+            if row >= 0 and inverse[row] != 0 and cls[r, e] != NEGATIVE and not _among(rows, n, row):
+                rows[n] = row
+                n += 1
+    sums[_N] = n
+
+
+@kernel
+def _collect_passed(w: Any, r: Any, scratch: Any) -> None:
+    """After `_collect_read`."""
+    where, n = i64(w, (N_WHERE,)), np.int64(0)
+    n_read, read = np.int64(f64(scratch, (3,))[_N]), i64(scratch + _S_ROWS, (RING,))
+    sums, rows = f64(scratch + _SET, (3,)), i64(scratch + _SET + _S_ROWS, (RING,))
+    if r >= 0:
+        k = i64(where[W_CATALOGUE], (N_ADDRESSES,))
+        inverse = f32(k[K_INVERSE], (k[K_CAPACITY],))
+        UB, UM = where[D_UB], where[D_UM]
+        item = u64(where[UM_ITEM], (UB, UM))
+        for e in range(min(RING, i32(where[UM_LEN], (UB,))[r])):
+            row = find_item(where[W_CATALOGUE], item[r, e])
+            if row >= 0 and inverse[row] != 0 and not _among(read, n_read, row) and not _among(rows, n, row):
+                rows[n] = row
+                n += 1
+    sums[_N] = n
+
+
+@kernel
+def _among(rows: Any, n: Any, row: Any) -> Any:
+    """Whether one of the first n is this one."""
+    found = False
+    for i in range(n):  # no way out of the loop: it vectorises
+        found |= rows[i] == row
+    return found
+
+
+@kernel
+def _settle(catalogue: Any, items: Any) -> Any:
+    """What all candidates share of a set of items; the squared length of the sum of their embeddings, each of length 1."""
+    sums = f64(items, (3,))
+    n = np.int64(sums[_N])
+    sums[_LENGTH], sums[_RECENT] = 0.0, 0.0
     if n == 0:
-        return
+        return 0.0
+    k, rows = i64(catalogue, (N_ADDRESSES,)), i64(items + _S_ROWS, (RING,))
+    width, inverse = k[K_WIDTH], f32(k[K_INVERSE], (k[K_CAPACITY],))
     vectors = i8(k[K_EMBEDDING], (k[K_CAPACITY], width))
     square = 0.0
     for d in range(width):
@@ -73,9 +131,10 @@ def put_content_user(w: Any, r: Any, scratch: Any, to: Any) -> None:
         for i in range(n):
             total += vectors[rows[i], d] * np.float64(inverse[rows[i]])
         square += total * total
-    sums[_N], sums[_LENGTH] = n, math.sqrt(square) / n
-    out[0] = log_count(f32(where[W_LOGS], (LOGS,)), n)
-    out[1] = (square - n) / (n * (n - 1.0)) if n > 1 else 0.0
+    sums[_LENGTH] = math.sqrt(square) / n
+    for i in range(n):
+        sums[_RECENT] += 1.0 / (i + 1)
+    return square
 
 
 @kernel
@@ -92,8 +151,20 @@ def _product(a: Any, b: Any, width: Any) -> Any:
 def put_content(w: Any, row: Any, scratch: Any, to: Any) -> None:
     """The block `content` of the candidate in this row of the catalogue (-1: none) into N_CONTENT floats at an address. After
     `put_content_user`."""
-    out, sums = f32(to, (N_CONTENT,)), f64(scratch, (3,))
-    k = i64(i64(w, (N_WHERE,))[W_CATALOGUE], (N_ADDRESSES,))
+    _put_likeness(i64(w, (N_WHERE,))[W_CATALOGUE], row, scratch, to)
+
+
+@kernel
+def put_passed(w: Any, row: Any, scratch: Any, to: Any) -> None:
+    """The block `passed`, likewise, after `put_passed_user`."""
+    _put_likeness(i64(w, (N_WHERE,))[W_CATALOGUE], row, scratch + _SET, to)
+
+
+@kernel
+def _put_likeness(catalogue: Any, row: Any, items: Any, to: Any) -> None:
+    """Mean, cosine to the mean, greatest, mean of three, by newness and by attention: likeness to a set of items, six floats."""
+    out, sums = f32(to, (N_CONTENT,)), f64(items, (3,))
+    k = i64(catalogue, (N_ADDRESSES,))
     out[:] = 0
     n = np.int64(sums[_N])
     if row < 0 or n == 0:
@@ -102,7 +173,7 @@ def put_content(w: Any, row: Any, scratch: Any, to: Any) -> None:
     mine = np.float64(inverse[row])
     if mine == 0:
         return
-    rows, like = i64(scratch + _S_ROWS, (RING,)), f64(scratch + _S_LIKE, (RING,))
+    rows, like = i64(items + _S_ROWS, (RING,)), f64(items + _S_LIKE, (RING,))
     total, recent, first, second, third = 0.0, 0.0, -2.0, -2.0, -2.0
     for i in range(n):
         x = _product(k[K_EMBEDDING] + width * row, k[K_EMBEDDING] + width * rows[i], width) * mine * inverse[rows[i]]

@@ -30,6 +30,7 @@ from stream_dmgin.features.blocks import (
     N_SESSION,
     N_SURFACE,
     ONLINE,
+    PASSED,
     SESSION,
     SURFACE,
     TASTE,
@@ -98,7 +99,15 @@ from stream_dmgin.features.catalogue import (
     find_item,
 )
 from stream_dmgin.features.catalogue import N_ADDRESSES as K_ADDRESSES
-from stream_dmgin.features.content import CONTENT_SCRATCH, put_content, put_content_user
+from stream_dmgin.features.content import (
+    CONTENT_SCRATCH,
+    N_CONTENT,
+    N_CONTENT_USER,
+    put_content,
+    put_content_user,
+    put_passed,
+    put_passed_user,
+)
 from stream_dmgin.features.fatigue import (
     FATIGUE_SCRATCH,
     N_FATIGUE,
@@ -448,6 +457,9 @@ def _put_candidate(
         out += 4 * N_ONLINE
     if blocks & CONTENT:
         put_content(w, row, scratch + _S_CONTENT, out)
+        out += 4 * N_CONTENT
+    if blocks & PASSED:
+        put_passed(w, row, scratch + _S_CONTENT, out)
 
 
 @kernel
@@ -518,6 +530,9 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
             user += 4 * N_ONLINE_USER
         if where[D_BLOCKS] & CONTENT:
             put_content_user(w, r, scratch + _S_CONTENT, user)
+            user += 4 * N_CONTENT_USER
+        if where[D_BLOCKS] & PASSED:
+            put_passed_user(w, r, scratch + _S_CONTENT, user)
         x_cat[b] = numbers[b, 1]
         start, n = numbers[b, 3], min(C, numbers[b, 4] - numbers[b, 3])
         at, place = b * C, places.ctypes.data + 8 * PLACE * b

@@ -130,6 +130,7 @@ USER_BLOCKS = {
     ),
     "online": tuple(f"online_residual_{x}" for x in ("1h", "24h", "ring", "surface")),
     "content": ("content_log1p_items", "content_alike"),  # the items of the ring of events that have an embedding
+    "passed": ("passed_log1p_items",),  # those of the ring of impressions that are none of the former
 }  # fmt: skip
 CANDIDATE_BLOCKS = {
     "session": (), "surface": (),
@@ -154,6 +155,7 @@ CANDIDATE_BLOCKS = {
     "content": (  # likeness of the candidate's embedding to theirs
         "content_mean", "content_cosine", "content_max", "content_top3", "content_recent", "content_attention",
     ),
+    "passed": tuple(f"passed_{x}" for x in ("mean", "cosine", "max", "top3", "recent", "attention")),
 }  # fmt: skip
 BLOCKS = tuple(USER_BLOCKS)
 
@@ -161,7 +163,7 @@ BLOCKS = tuple(USER_BLOCKS)
 @dataclass(frozen=True)
 class InputSpec:
     """Sizes of the inputs; part of a model's config. `item_numbers`: numeric `attrs` of items, appended to c_dense as log1p;
-    `embedding`: how many numbers the items' embeddings have, for the block `content`."""
+    `embedding`: how many numbers the items' embeddings have, for the blocks `content` and `passed`."""
 
     groups: int = 64  # G, at most 128
     events: int = 16  # L, at most 32
@@ -190,7 +192,7 @@ class InputSpec:
     @property
     def reads_embeddings(self) -> int:
         """How many numbers of the items' embeddings the inputs need; 0: none are read."""
-        return self.embedding if "content" in self.blocks else 0
+        return self.embedding if {"content", "passed"} & {*self.blocks} else 0
 
     @property
     def candidate_features(self) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""Embeddings of content bent to what is read together: in closed form, in seconds, without training.
+"""Embeddings of content bent to what is read together, and embeddings of nothing but what is read together: in closed form, in seconds,
+without training.
 
 Some directions of the embeddings tell readers apart (a sport, a city), others don't (the length of a title). Pairs of items that one
 user read say which: where such pairs vary together, the direction counts; where items vary without their readers, it doesn't. What is
@@ -15,6 +16,7 @@ from scipy.sparse import csr_matrix
 from stream_dmgin.groups.items import Matrix, unit
 
 RIDGE = 1.0  # added to each direction's variance, in multiples of the mean one: what varies little is mostly noise
+PRIOR = 10.0  # readers that every item is taken to have besides its own: what few read says little
 FEW = 500  # with fewer users who read two items there is nothing to learn
 
 Ints = NDArray[np.int64]
@@ -47,6 +49,31 @@ def bent(vectors: Matrix, user: Ints, item: Ints, width: int) -> tuple[Matrix, i
     together = (sums * weight[:, None]).T @ sums - (x * own[:, None]).T @ x
     value, turn = _first(axes.T @ together @ axes / size.sum(), width)
     return _padded(x, axes @ turn * np.sqrt(np.maximum(value, 0.0)), width), taught
+
+
+def by_readers(user: Ints, item: Ints, n: int, width: int, seed: int = 0) -> tuple[Matrix, int]:
+    """(float32[n,width], of length 1 or all 0; how many users taught): items that the same users read are near each other.
+
+    `user`, `item`: who read which of n items, once or more. A singular value decomposition of users by items, both divided by the root
+    of how much they have: a user of hundreds of items says less of each pair, an item that all read says little of its readers. An item
+    that nobody read is all 0.
+    """
+    from sklearn.utils.extmath import randomized_svd
+
+    out = np.zeros((n, width), np.float32)
+    pairs = np.unique(np.stack([user, item], 1), axis=0)
+    if not len(pairs):
+        return out, 0
+    reader = np.unique(pairs[:, 0], return_inverse=True)[1]
+    size, readers = np.bincount(reader), np.bincount(pairs[:, 1], minlength=n)
+    weight = 1.0 / np.sqrt(size[reader] * (readers[pairs[:, 1]] + PRIOR))
+    table = csr_matrix((weight, (reader, pairs[:, 1])), shape=(len(size), n))
+    k = min(width, *table.shape)
+    # with the first direction, which is how popular an item is: that tells readers apart too
+    _, value, turn = randomized_svd(table, k, random_state=seed)
+    out[:, :k] = turn.T * value
+    out[readers == 0] = 0.0
+    return unit(out), int((size > 1).sum())
 
 
 def _first(a: NDArray[np.float64], n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

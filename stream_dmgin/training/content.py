@@ -17,11 +17,13 @@ MAKES = ("groups/encode.py", "groups/coread.py", "groups/items.py", "datasets/co
 
 
 def embedded(data: Dataset, how: Embedding, keep: Path | None, say: Callable[[str], None]) -> Dataset:
-    """The log with embeddings made of its items' words; `keep`: a folder as of `evaluate --keep`. Raises InputError, UsageError."""
+    """The log with embeddings of its items; `keep`: a folder as of `evaluate --keep`. Raises InputError, UsageError."""
 
     def make() -> np.ndarray:
         made = embed(data, how)
-        say(f"embeddings by {how.encoder}: {int(made.vectors.any(1).sum())} items, bent by {made.taught} users' clicks")
+        say(
+            f"embeddings by {how.encoder}: {int(made.vectors.any(1).sum())} items, taught by {made.taught} users' clicks"
+        )
         return made.vectors
 
     if keep is None:

@@ -59,7 +59,7 @@ class Recipe:
 @dataclass(frozen=True)
 class Choice:
     """What `evaluate` measures where it isn't told: the model that was best on the valid days, by its name in `zoo.py`. `embed`: the
-    encoder of the items' words, where a block reads embeddings; empty: none."""
+    how to make the items' embeddings (`datasets/content.py`), where a block reads them; empty: not at all."""
 
     model: str = "dmgin"
     embed: str = ""

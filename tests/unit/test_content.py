@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -17,7 +19,7 @@ from stream_dmgin.datasets.content import Embedding, check_embeddings, embed, wi
 from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.groups import coread
-from stream_dmgin.groups.coread import bent
+from stream_dmgin.groups.coread import bent, by_readers
 from stream_dmgin.groups.items import unit
 
 TOPICS = ("football goal", "cake recipe", "tax budget", "storm rain")
@@ -72,6 +74,21 @@ def test_there_may_be_less_to_say_than_the_width() -> None:
     assert taught == 0 and not y.any()  # one item alone is like nothing
 
 
+def test_embeddings_of_nothing_but_who_read_what() -> None:
+    _, topic, user, item = readers()
+    y, taught = by_readers(user, item, 402, 8)
+    assert taught == 800 and y.shape == (402, 8) and y.dtype == np.float32
+    read = np.isin(np.arange(402), item)
+    assert not y[~read].any() and np.allclose(np.linalg.norm(y[read], axis=1), 1, atol=1e-5)
+    assert told_apart(y[:400][read[:400]], topic[read[:400]]) > 0.7
+    again, _ = by_readers(np.r_[user, user], np.r_[item, item], 402, 8)
+    assert np.array_equal(y, again)  # once or more often, it is read
+    few, taught = by_readers(user[:5], item[:5], 400, 8)  # one user: fewer directions than the width
+    assert taught == 1 and few[item[:5], 0].all() and not few[:, 1:].any()
+    nobody, taught = by_readers(user[:0], item[:0], 400, 8)
+    assert taught == 0 and nobody.shape == (400, 8) and not nobody.any()
+
+
 def log_with_words(users: int = 30) -> form.Dataset:
     """Every user reads three items of one topic, an hour apart; the last item has no words."""
     r = np.random.default_rng(2)
@@ -107,6 +124,29 @@ def test_words_become_embeddings_and_only_earlier_clicks_teach(monkeypatch: pyte
             check_embeddings(wrong, SPEC if wrong is data else replace(SPEC, embedding=9))
 
 
+def test_clicks_alone_make_embeddings_and_only_earlier_ones() -> None:
+    data = log_with_words()
+    hated = pa.array(
+        [
+            "hate" if u == "u0" else t
+            for u, t in zip(*(data.events[c].to_pylist() for c in ("user_id", "type")), strict=True)
+        ]
+    )
+    data = replace(data, events=data.events.set_column(data.events.column_names.index("type"), "type", hated))
+    made = embed(data, Embedding("clicks", 8, T0 + 10_000_000))
+    clicked = np.isin(
+        data.items["item_id"].to_pylist(),
+        data.events.filter(pc.equal(data.events["type"], "click"))["item_id"].to_pylist(),
+    )
+    assert made.taught == 29 and np.array_equal(made.vectors.any(1), clicked) and not made.vectors[40].any()
+    assert told_apart(made.vectors[clicked], np.flatnonzero(clicked) % 4) > 0.5
+    first = embed(data, Embedding("clicks", 8, T0 + 1))
+    assert first.taught == 0 and first.vectors.any(1).sum() < clicked.sum()
+    with pytest.raises(InputError, match="clicks that were visible before"):
+        embed(data, Embedding("clicks", 8))
+    check_embeddings(with_embeddings(data, made.vectors), replace(SPEC, blocks=("passed",)))
+
+
 def test_nothing_to_make_embeddings_of() -> None:
     data = log_with_words()
     bare = data.items.drop_columns(["name"])
@@ -127,3 +167,10 @@ def test_data_import_makes_them(tmp_path: Path) -> None:
     assert said["embedded"] == 7 and said["taught_by_users"] == 0
     assert {len(x) for x in pq.read_table(out / "items.parquet")["embedding"].to_pylist()} == {6}
     check_embeddings(form.read(out), replace(SPEC, embedding=6))
+    args += ["--out", str(out), "--embed", "clicks", "--embed-width", "2"]
+    for until, taught in (("--embed-until", 3), ("--embed-until-day", 3)):
+        at = T0 + 20 if until == "--embed-until" else 1
+        found = CliRunner().invoke(cli, [*args, until, str(at), "-o", "json"])
+        assert found.exit_code == 0 and json.loads(found.stdout)["taught_by_users"] == taught, found.output
+    refused = CliRunner().invoke(cli, [*args, "--embed-until", "1", "--embed-until-day", "1"])
+    assert isinstance(refused.exception, UsageError) and "say the same" in str(refused.exception)

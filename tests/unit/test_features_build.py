@@ -122,6 +122,7 @@ def test_optional_blocks_change_no_other_input() -> None:
         ("surface", "engagement", "taste"),
         ("trend", "fatigue"),
         ("online", "content"),
+        ("content", "passed"),
     ):
         some = replace(SPEC, blocks=blocks)
         a, b, c = (Inputs.allocate(s, 6, 40) for s in (plain, some, SPEC))
