@@ -19,6 +19,7 @@ from stream_dmgin.models.peers import PEERS
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training import keep as kept
 from stream_dmgin.training.heads import head_measures, rows_as_of
+from stream_dmgin.training.items import item_start
 from stream_dmgin.training.keep import Keep
 from stream_dmgin.training.lives import Lives, lives_of
 from stream_dmgin.training.loop import Fitted, Options, Point, predict
@@ -146,7 +147,8 @@ class Contest:
         judged, by_user = self.between(*plan.valid), self.data.meta.gauc == "user"
         taught = rows_as_of(rows, self.data, at, plan.test[0], options)
         told = partial(_told, self.say, options.seed)
-        fitted = fit(model, self.recipe, taught, self.between(*plan.train), judged, options, told)
+        begins = item_start(self.data.items, self.recipe.config, options)
+        fitted = fit(model, self.recipe, taught, self.between(*plan.train), judged, options, told, items=begins)
         z, held, heads = [np.asarray(fitted.logits(rows, judged), np.float64)], [], []
         made, learned = fitted, self.between(*plan.train)
         for low, high in plan.steps():

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from stream_dmgin.datasets.form import Dataset
 from stream_dmgin.features.spec import BEHAVIOUR_CLASSES, CLASS_OF_TYPE, N_AGE, N_DWELL, N_HOUR, InputSpec
-from stream_dmgin.native import hash_ids
 from stream_dmgin.training.columns import Array, Column, scatter, spans
+from stream_dmgin.training.items import buckets_of
 from stream_dmgin.training.rows import FLAT, Batch, TrainingRows
 
 CLUSTER = 20  # events of a cluster at most (TWIN-V2)
@@ -243,12 +243,4 @@ def _buckets(items: pa.Table, names: pa.Array, spec: InputSpec) -> NDArray[np.in
     at = pa.array([row.get(x) for x in names.to_pylist()], pa.int64())
     parts = [(names, spec.item_buckets)]
     parts += [(items[k].take(at), getattr(spec, f"{k}_buckets")) for k in ("category", "advertiser")]
-    return np.stack([_bucket(column.to_pylist(), n) for column, n in parts], -1)
-
-
-def _bucket(names: Sequence[str | None], n: int) -> NDArray[np.int32]:
-    """Buckets of names as `features/scales.py` gives them; 0 for none."""
-    upper = hash_ids([x or "" for x in names]) >> np.uint64(32)
-    there = np.fromiter((bool(x) for x in names), bool, len(names))
-    found = 1 + ((upper * np.uint64(n - 1)) >> np.uint64(32)).astype(np.int64)
-    return np.where(there, found, 0).astype(np.int32)
+    return np.stack([buckets_of(column.to_pylist(), n) for column, n in parts], -1).astype(np.int32)

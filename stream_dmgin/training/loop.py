@@ -26,6 +26,7 @@ from stream_dmgin.models.dmgin import DMGIN
 from stream_dmgin.models.trunk import DMGINConfig, Trunk
 from stream_dmgin.training import checkpoint as disk
 from stream_dmgin.training.heads import fit_late
+from stream_dmgin.training.items import ItemStart
 from stream_dmgin.training.metrics import auc, logloss
 from stream_dmgin.training.objective import LISTS, blend, blended, list_weight, losses, with_lists
 from stream_dmgin.training.options import Options, Point
@@ -80,14 +81,14 @@ class Run:
 
     def __init__(
         self, config: DMGINConfig, rows: TrainingRows, requests: Requests, options: Options,
-        build: Callable[[DMGINConfig], Trunk], ranks: Ranks = ALONE, start: Trunk | None = None,
+        build: Callable[[DMGINConfig], Trunk], ranks: Ranks = ALONE, start: Trunk | None = None, items: ItemStart | None = None,
     ) -> None:  # fmt: skip
         torch.set_num_threads(1)
         torch.manual_seed(options.seed)
         self.rows, self.requests, self.options, self.ranks = rows, requests, options, ranks
         self.network = build(config)
         if start is None:
-            prepare(self.network, rows, requests)
+            prepare(self.network, rows, requests, items)
         else:
             take_over(self.network, start, rows, requests)
         ranks.agree(self.network)
@@ -176,21 +177,21 @@ def train(
     checkpoint_steps: int = 0,
     progress: Callable[[int, int], None] | None = None,
     start: Trunk | None = None,
+    items: ItemStart | None = None,
 ) -> Fitted:
     """Train on some requests of `rows`, choose on some of `valid` (may be the same rows).
 
     `checkpoint`: a file written after each epoch, and every `checkpoint_steps` steps (0: no more often), and resumed from if it is
     there (it must be of the same run). `report` is called after each validation, `progress(steps done, steps)` after each step;
-    `build` makes the network, which begins with the weights of `start` where one is given; `ranks`: which of several processes this
-    is. InputError where either part has no rows of both
-    classes.
+    `build` makes the network, which begins with the weights of `start` where one is given, else its table of items with `items`;
+    `ranks`: which of several processes this is. InputError where either part has no rows of both classes.
     """
     for name, of, chosen in (("training", rows, train_requests), ("validation", valid, valid_requests)):
         y = of.labels()[of.rows_of(chosen)]
         if not (y == 1).any() or not (y == 0).any():
             raise InputError(f"the {name} days hold no rows with both labels ({len(y)} rows): choose other days")
     lists = options.lists > 0 and bool((rows["r_rows"][train_requests] > 1).any())
-    run = Run(with_lists(config) if lists else config, rows, train_requests, options, build, ranks, start)
+    run = Run(with_lists(config) if lists else config, rows, train_requests, options, build, ranks, start, items)
     who = disk.identity(options, config, train_requests, valid_requests)
     if checkpoint is not None and checkpoint.is_file():
         run.at = disk.load(checkpoint, who, run.parts)

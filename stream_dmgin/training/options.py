@@ -8,7 +8,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Options:
     """How to train. Weights of the terms of the loss (`training/objective.py`): `order`, `lists`, `heads`; `table_decay`: weight
-    decay of the hash tables.
+    decay of the hash tables; `item_start`: how long the vectors of items are that their table begins with, made of the items' embeddings
+    where the inputs read these (`training/items.py`); 0: short ones by lot.
     """
 
     epochs: int = 4
@@ -16,6 +17,7 @@ class Options:
     lr: float = 1e-3
     decay: float = 1e-2
     table_decay: float = 1.0
+    item_start: float = 0.0
     order: float = 0.1
     lists: float = 0.0  # of the second output that learns the order inside a list and is blended in; 0: none
     heads: float = 0.2

@@ -25,6 +25,7 @@ from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training.card import card, reliability, segments, surface_names
 from stream_dmgin.training.curve import write_curve
 from stream_dmgin.training.heads import head_measures, rows_as_of
+from stream_dmgin.training.items import item_start
 from stream_dmgin.training.loop import Options, Requests, train
 from stream_dmgin.training.parallel import ALONE, Ranks
 from stream_dmgin.training.parent import start_of
@@ -131,6 +132,7 @@ def release(
             "--from is for one network, a dmgin: a stack of several is trained from nothing, or goes on by `stream-dmgin refit`"
         )
     begin = start_of(parent) if parent is not None else None
+    items = item_start(data.items, config, options)
     if architecture == "trees":
         seeded = replace(trees, seed=options.seed)
         fitted = of_trees(config, known, chosen, judged, seeded, lambda p: report("lightgbm", p))
@@ -138,7 +140,7 @@ def release(
         fitted = of_network(
             train(
                 config, known, chosen, known, judged, options, checkpoint, lambda p: report("dmgin", p), ranks=ranks,
-                checkpoint_steps=checkpoint_steps, progress=progress, start=begin,
+                checkpoint_steps=checkpoint_steps, progress=progress, start=begin, items=items,
             )
         )  # fmt: skip
     else:
@@ -158,6 +160,7 @@ def release(
                 checkpoint_steps,
                 progress,
                 begin,
+                items,
             )
         fitted = stacked(found, known, judged)
     config = fitted.network.config

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from stream_dmgin.models.trunk import Trunk
 from stream_dmgin.training.columns import spans
+from stream_dmgin.training.items import ItemStart
 from stream_dmgin.training.objective import LISTS
 from stream_dmgin.training.options import Options
 from stream_dmgin.training.rows import TrainingRows
@@ -21,8 +22,8 @@ SAMPLE = 200_000
 FLAT = 0.05  # slope of a calibration
 
 
-def prepare(network: Trunk, rows: TrainingRows, requests: NDArray[np.int64]) -> None:
-    """Normalisation from the training requests alone; start at the base rates."""
+def prepare(network: Trunk, rows: TrainingRows, requests: NDArray[np.int64], items: ItemStart | None = None) -> None:
+    """Normalisation from the training requests alone; start at the base rates, and the table of items with `items`."""
     take = rows.rows_of(requests)
     few = requests[
         :: max(1, rows.groups_in(requests) // SAMPLE)
@@ -37,6 +38,8 @@ def prepare(network: Trunk, rows: TrainingRows, requests: NDArray[np.int64]) -> 
             y = rows.labels("ctr" if head == LISTS else head)[take]
             rate = (float((y == 1).sum()) + 1.0) / (float((y >= 0).sum()) + 20.0)
             network.deep.bias[i] = math.log(rate / (1.0 - rate))
+        if items is not None:
+            network.item.weight[torch.from_numpy(items.bucket)] = torch.from_numpy(items.vector)
 
 
 OUTPUTS = ("deep.weight", "deep.bias", "wide_c.weight", "wide_u.weight")  # of the last layer: a row a head

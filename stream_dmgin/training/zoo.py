@@ -30,6 +30,7 @@ from stream_dmgin.models.dmgin import DMGIN
 from stream_dmgin.models.members import BARE, FROM_THE_STATE, KINDS
 from stream_dmgin.models.peers import PEERS
 from stream_dmgin.models.trunk import MODULES, Trunk
+from stream_dmgin.training.items import ItemStart
 from stream_dmgin.training.lives import FlatRows, LifeRows, Lives, strip
 from stream_dmgin.training.loop import Fitted, Options, Point, Requests, train
 from stream_dmgin.training.recipes import Recipe
@@ -94,8 +95,9 @@ class Bare:
 def fit(
     name: str, recipe: Recipe, rows: TrainingRows, learn: Requests, judge: Requests, options: Options, report: Report,
     checkpoint: Path | None = None, checkpoint_steps: int = 0, progress: Progress | None = None, start: Trunk | None = None,
+    items: ItemStart | None = None,
 ) -> Contender:  # fmt: skip
-    """Fit a model of KNOWN (neither the floor nor a stack) on its rows; of networks the last four are as `loop.train` has them."""
+    """Fit a model of KNOWN (neither the floor nor a stack) on its rows; of networks the last five are as `loop.train` has them."""
     if name == "lightgbm":
         trees = replace(recipe.trees, seed=options.seed)
         return train_trees(rows, learn, judge, trees, report=lambda p: report(name, p))
@@ -103,7 +105,7 @@ def fit(
     build, mine = PEERS.get(name, DMGIN), without_interests(rows) if name == BARE else rows
     fitted = train(
         config, mine, learn, mine, judge, options, checkpoint, lambda p: report(name, p), build, checkpoint_steps=checkpoint_steps,
-        progress=progress, start=start,
+        progress=progress, start=start, items=items,
     )  # fmt: skip
     return Bare(fitted) if name == BARE else fitted
 
