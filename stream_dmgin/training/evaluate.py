@@ -83,7 +83,8 @@ def evaluate_all(
     recipe = recipes.of(data.meta)
     if blocks is not None:
         recipe = recipes.with_blocks(recipe, blocks)
-    check_embeddings(data, recipe.spec)
+    if set(models) != {FLOOR}:
+        check_embeddings(data, recipe.spec)
     test = r.between(*plan.test)
     row = np.arange(r.first[test[0]], r.first[test[1]])
     out = {m: Scored(row, r.label[row]) for m in models}
