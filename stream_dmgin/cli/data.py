@@ -10,6 +10,9 @@ import click
 from stream_dmgin.cli.common import Context, common_options
 from stream_dmgin.errors import InputError, UsageError
 
+# What a log's recipe reads where its items have no words: how embeddings are made, and the first day that is for training
+EMBEDS = {"kuairand": ("clicks", 1)}
+
 
 @click.group()
 def command() -> None:
@@ -45,9 +48,9 @@ def command() -> None:
 )
 @click.option(
     "--embed",
-    type=click.Choice(["lsa", "minilm", "clicks"]),
+    type=click.Choice(["none", "lsa", "minilm", "clicks"]),
     help="make embeddings of the items, for the inputs `content` and `passed`: of their words by lsa or minilm (extra `text`), "
-    "or of clicks alone",
+    "or of clicks alone [default: clicks for kuairand, whose recipe reads them, else none]",
 )
 @click.option(
     "--embed-width", type=click.IntRange(1, 4096), default=64, show_default=True, help="numbers of an embedding"
@@ -96,20 +99,29 @@ def import_(
             raise InputError(f"--map is for `data import table`; the columns of {name} are known")
         data = load(name, path)
     form.validate(data)
+    if embed_until is not None and embed_until_day is not None:
+        raise UsageError("--embed-until and --embed-until-day say the same: give one of them")
+    usual = EMBEDS.get(name) if embed is None else None
+    if usual is not None:
+        embed = usual[0]
+        embed_until_day = usual[1] if embed_until is None and embed_until_day is None else embed_until_day
     if embed_until_day is not None:
-        if embed_until is not None:
-            raise UsageError("--embed-until and --embed-until-day say the same: give one of them")
         embed_until = data.meta.day0_ms + embed_until_day * data.meta.day_ms
     made: dict[str, Any] = {}
-    if embed is not None:
-        with ctx.progress() as bar:
-            task = bar.add_task("embed", total=None)
-            found = content.embed(
-                data, content.Embedding(embed, embed_width, embed_until),
-                lambda done, total: bar.update(task, completed=done, total=total),
-            )  # fmt: skip
-        data = content.with_embeddings(data, found.vectors)
-        made = {"embedded": int(found.vectors.any(1).sum()), "taught_by_users": found.taught}
+    if embed not in (None, "none"):
+        try:
+            with ctx.progress() as bar:
+                task = bar.add_task("embed", total=None)
+                found = content.embed(
+                    data, content.Embedding(str(embed), embed_width, embed_until),
+                    lambda done, total: bar.update(task, completed=done, total=total),
+                )  # fmt: skip
+            data = content.with_embeddings(data, found.vectors)
+            made = {"embedded": int(found.vectors.any(1).sum()), "taught_by_users": found.taught}
+        except InputError as e:
+            if usual is None:
+                raise
+            ctx.say(f"items get no embeddings, which the recipe of {name} reads: {e}")
     form.write(data, out)
     grouping.group_map(data).save(out / grouping.FILE)
     ctx.emit({"dataset": name, "out": str(out), **data.meta.counts, **made, "dropped": data.meta.dropped})

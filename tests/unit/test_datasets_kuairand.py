@@ -9,8 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+from stream_dmgin.cli.data import EMBEDS
+from stream_dmgin.cli.main import cli
 from stream_dmgin.datasets import ebnerd, form, kuairand
+from stream_dmgin.training import recipes
 
 B = kuairand.DAY0_MS
 
@@ -140,3 +144,26 @@ def test_ebnerd(tmp_path: Path) -> None:
         ("visit", "4", 7 * 86400 + 71, True),
     ]  # fmt: skip
     assert d.meta.dropped == {"history_already_known": 2}
+
+
+def test_an_import_of_kuairand_makes_the_embeddings_that_its_recipe_reads(kuai: Path) -> None:
+    def imported(*more: str) -> tuple[dict, list[list[float] | None], str]:
+        args = ["data", "import", "kuairand", str(kuai), "--out", str(kuai / "out"), *more, "-o", "json"]
+        found = CliRunner().invoke(cli, args)
+        assert found.exit_code == 0, found.output
+        vectors = pq.read_table(kuai / "out" / "items.parquet")["embedding"].to_pylist()
+        return json.loads(found.stdout), vectors, found.stderr
+
+    said, vectors, _ = imported()  # 10 and 20 were clicked before day 1
+    assert said["embedded"] == 2 and said["taught_by_users"] == 0 and [len(x) for x in vectors] == [64, 64]
+    said, vectors, _ = imported("--embed-until", str(B + 10_000))  # 20 was clicked, and nobody knew yet
+    assert said["embedded"] == 1 and len(vectors[0]) == 64 and vectors[1] is None
+    said, vectors, _ = imported("--embed", "none")
+    assert "embedded" not in said and vectors == [None, None]
+    said, vectors, told = imported("--embed-until", "1")
+    assert "embedded" not in said and vectors == [None, None] and "need clicks" in told
+
+
+def test_what_an_import_makes_is_what_the_recipe_reads() -> None:
+    for name, (encoder, _) in EMBEDS.items():
+        assert recipes.best(form.Meta(name, B)).embed == encoder
