@@ -77,7 +77,7 @@ def with_embeddings(data: Dataset, vectors: Matrix) -> Dataset:
 
 
 def check_embeddings(data: Dataset, spec: InputSpec) -> None:
-    """InputError where the inputs `content` are to be learnt from a log without embeddings of that width."""
+    """InputError where the inputs `content` or `passed` are to be learnt from a log without embeddings of that width."""
     if spec.reads_embeddings:
         widths = pc.list_value_length(data.items["embedding"])
         if not pc.any(pc.equal(widths, spec.embedding)).as_py():

@@ -101,7 +101,7 @@ class Catalogue:
     def __init__(self, spec: InputSpec | None = None, embedding: int = 0) -> None:
         self.numbers: tuple[str, ...] = tuple(dict.fromkeys(spec.item_numbers)) if spec else ()
         self.embedding = embedding or (spec.reads_embeddings if spec else 0)
-        self.unfit = 0  # embeddings seen that the block `content` can't use
+        self.unfit = 0  # embeddings seen that no block can use
         self.addresses: NDArray[np.int64] = np.zeros(N_ADDRESSES, np.int64)
         self._raw: dict[str, bytes] = {}
         self._used = 0
@@ -222,7 +222,7 @@ class Catalogue:
         if self._used:
             kept = f"those of {self.embedding} numbers" if self.embedding else "none"
             raise UsageError(
-                f"the model reads the inputs `content` from embeddings of {spec.embedding} numbers, and this process keeps {kept}: start "
+                f"the model reads the inputs `content` or `passed` from embeddings of {spec.embedding} numbers, and this process keeps {kept}: start "
                 f"the worker again, or with worker.embedding = {spec.embedding} before such a model is published"
             )
         self.embedding = spec.reads_embeddings

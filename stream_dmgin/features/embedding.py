@@ -1,4 +1,4 @@
-"""Embeddings as the block `content` keeps them: whole numbers of one byte, whose products are the same on every machine."""
+"""Embeddings as the blocks `content` and `passed` keep them: whole numbers of one byte, whose products are the same on every machine."""
 
 from __future__ import annotations
 
