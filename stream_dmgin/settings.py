@@ -97,7 +97,7 @@ SETTINGS = (
     Setting("worker.online", bool, False,
             "learn the model behind the inputs `online` even while no model reads them: 20 MiB, and a lesson an event"),
     Setting("worker.embedding", int, 0,
-            "keep the items' embeddings of so many numbers even while no model reads the inputs `content` or `passed`; 0: as the models ask",
+            "keep items' embeddings of so many numbers even while no model reads the inputs `content` or `passed`; 0: as models ask",
             lambda v: 0 <= v <= 4096, "give 0 to 4096 numbers"),
     Setting("worker.groups", str, "", "group map: CSV with item_id,group, or a map built by `groups build`"),
     Setting("worker.model", str, "demo", "model id, or the directory of one"),

@@ -222,8 +222,8 @@ class Catalogue:
         if self._used:
             kept = f"those of {self.embedding} numbers" if self.embedding else "none"
             raise UsageError(
-                f"the model reads the inputs `content` or `passed` from embeddings of {spec.embedding} numbers, and this process keeps {kept}: start "
-                f"the worker again, or with worker.embedding = {spec.embedding} before such a model is published"
+                f"the model reads the inputs `content` or `passed` from embeddings of {spec.embedding} numbers, and this process keeps "
+                f"{kept}: start the worker again, or with worker.embedding = {spec.embedding} before such a model is published"
             )
         self.embedding = spec.reads_embeddings
         self._resize(len(self._arrays["hashes"]))
