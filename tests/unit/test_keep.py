@@ -34,9 +34,9 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of what is fitted, as it is."""
     names: list[str] = []
 
-    def fit(name: str, *rest: object) -> contest.Contender:
+    def fit(name: str, *rest: object, **more: object) -> contest.Contender:
         names.append(name)
-        return before(name, *rest)  # type: ignore[arg-type]
+        return before(name, *rest, **more)  # type: ignore[arg-type]
 
     before = contest.fit
     monkeypatch.setattr(contest, "fit", fit)
