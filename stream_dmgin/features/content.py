@@ -47,11 +47,27 @@ CONTENT_SCRATCH = 2 * _SET
 
 
 @kernel
-def put_content_user(w: Any, r: Any, scratch: Any, to: Any) -> None:
-    """Find the items of the ring of events of state row r (-1: nobody known), newest first, in CONTENT_SCRATCH bytes at `scratch`; the
-    block `content` of the user into N_CONTENT_USER floats at an address."""
+def find_read(w: Any, r: Any, scratch: Any) -> None:
+    """Find the items of the ring of events of state row r (-1: nobody known), newest first, in CONTENT_SCRATCH bytes at `scratch`: what
+    both blocks begin with."""
+    where, n = i64(w, (N_WHERE,)), np.int64(0)
+    rows = i64(scratch + _S_ROWS, (RING,))
+    if r >= 0:
+        UB, US = where[D_UB], where[D_US]
+        item, cls = u64(where[US_ITEM], (UB, US)), u8(where[US_CLS], (UB, US))
+        for e in range(min(RING, i32(where[US_LEN], (UB,))[r])):
+            if cls[r, e] != NEGATIVE:
+                row = _row_of(where[W_CATALOGUE], item[r, e])
+                if row >= 0 and not _among(rows, n, row):
+                    rows[n] = row
+                    n += 1
+    f64(scratch, (3,))[_N] = n
+
+
+@kernel
+def put_content_user(w: Any, scratch: Any, to: Any) -> None:
+    """The block `content` of the user into N_CONTENT_USER floats at an address. After `find_read`."""
     where, out = i64(w, (N_WHERE,)), f32(to, (N_CONTENT_USER,))
-    _collect_read(w, r, scratch)
     n = np.int64(f64(scratch, (3,))[_N])
     square = _settle(where[W_CATALOGUE], scratch)
     out[0] = log_count(f32(where[W_LOGS], (LOGS,)), n)
@@ -60,49 +76,30 @@ def put_content_user(w: Any, r: Any, scratch: Any, to: Any) -> None:
 
 @kernel
 def put_passed_user(w: Any, r: Any, scratch: Any, to: Any) -> None:
-    """Find the items of the ring of impressions that are none of the read ones, newest first, in CONTENT_SCRATCH bytes at `scratch`; the
-    block `passed` of the user into N_PASSED_USER floats at an address."""
-    where, out = i64(w, (N_WHERE,)), f32(to, (N_PASSED_USER,))
-    _collect_read(w, r, scratch)
-    _collect_passed(w, r, scratch)
-    _settle(where[W_CATALOGUE], scratch + _SET)
-    out[0] = log_count(f32(where[W_LOGS], (LOGS,)), np.int64(f64(scratch + _SET, (3,))[_N]))
-
-
-@kernel
-def _collect_read(w: Any, r: Any, scratch: Any) -> None:
-    where, n = i64(w, (N_WHERE,)), np.int64(0)
-    sums, rows = f64(scratch, (3,)), i64(scratch + _S_ROWS, (RING,))
-    if r >= 0:
-        k = i64(where[W_CATALOGUE], (N_ADDRESSES,))
-        inverse = f32(k[K_INVERSE], (k[K_CAPACITY],))
-        UB, US = where[D_UB], where[D_US]
-        item, cls = u64(where[US_ITEM], (UB, US)), u8(where[US_CLS], (UB, US))
-        for e in range(min(RING, i32(where[US_LEN], (UB,))[r])):
-            row = find_item(where[W_CATALOGUE], item[r, e])
-            if row >= 0 and inverse[row] != 0 and cls[r, e] != NEGATIVE and not _among(rows, n, row):
-                rows[n] = row
-                n += 1
-    sums[_N] = n
-
-
-@kernel
-def _collect_passed(w: Any, r: Any, scratch: Any) -> None:
-    """After `_collect_read`."""
-    where, n = i64(w, (N_WHERE,)), np.int64(0)
+    """Find the items of the ring of impressions that are none of the read ones, newest first, in the second set at `scratch`; the block
+    `passed` of the user into N_PASSED_USER floats at an address. After `find_read`."""
+    where, out, n = i64(w, (N_WHERE,)), f32(to, (N_PASSED_USER,)), np.int64(0)
     n_read, read = np.int64(f64(scratch, (3,))[_N]), i64(scratch + _S_ROWS, (RING,))
-    sums, rows = f64(scratch + _SET, (3,)), i64(scratch + _SET + _S_ROWS, (RING,))
+    rows = i64(scratch + _SET + _S_ROWS, (RING,))
     if r >= 0:
-        k = i64(where[W_CATALOGUE], (N_ADDRESSES,))
-        inverse = f32(k[K_INVERSE], (k[K_CAPACITY],))
         UB, UM = where[D_UB], where[D_UM]
         item = u64(where[UM_ITEM], (UB, UM))
         for e in range(min(RING, i32(where[UM_LEN], (UB,))[r])):
-            row = find_item(where[W_CATALOGUE], item[r, e])
-            if row >= 0 and inverse[row] != 0 and not _among(read, n_read, row) and not _among(rows, n, row):
+            row = _row_of(where[W_CATALOGUE], item[r, e])
+            if row >= 0 and not _among(read, n_read, row) and not _among(rows, n, row):
                 rows[n] = row
                 n += 1
-    sums[_N] = n
+    f64(scratch + _SET, (3,))[_N] = n
+    _settle(where[W_CATALOGUE], scratch + _SET)
+    out[0] = log_count(f32(where[W_LOGS], (LOGS,)), n)
+
+
+@kernel
+def _row_of(catalogue: Any, h: Any) -> Any:
+    """The row of an item in the catalogue, by its hash; -1 where it is unknown or has no embedding."""
+    k = i64(catalogue, (N_ADDRESSES,))
+    row = find_item(catalogue, h)
+    return row if row >= 0 and f32(k[K_INVERSE], (k[K_CAPACITY],))[row] != 0 else -1
 
 
 @kernel

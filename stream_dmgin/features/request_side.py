@@ -103,6 +103,7 @@ from stream_dmgin.features.content import (
     CONTENT_SCRATCH,
     N_CONTENT,
     N_CONTENT_USER,
+    find_read,
     put_content,
     put_content_user,
     put_passed,
@@ -528,8 +529,10 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
         if where[D_BLOCKS] & ONLINE:
             put_online_user(w, r, now, numbers[b, 2], scratch + _S_ONLINE, user)
             user += 4 * N_ONLINE_USER
+        if where[D_BLOCKS] & (CONTENT | PASSED):
+            find_read(w, r, scratch + _S_CONTENT)
         if where[D_BLOCKS] & CONTENT:
-            put_content_user(w, r, scratch + _S_CONTENT, user)
+            put_content_user(w, scratch + _S_CONTENT, user)
             user += 4 * N_CONTENT_USER
         if where[D_BLOCKS] & PASSED:
             put_passed_user(w, r, scratch + _S_CONTENT, user)
