@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stream_dmgin.cli.common import Context, common_options
 from stream_dmgin.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from stream_dmgin.datasets.content import Embedding
+    from stream_dmgin.datasets.form import Dataset
 
 # What a log's recipe reads where its items have no words: how embeddings are made, and the first day that is for training
 EMBEDS = {"kuairand": ("clicks", 1)}
@@ -101,27 +105,31 @@ def import_(
     form.validate(data)
     if embed_until is not None and embed_until_day is not None:
         raise UsageError("--embed-until and --embed-until-day say the same: give one of them")
-    usual = EMBEDS.get(name) if embed is None else None
-    if usual is not None:
-        embed = usual[0]
-        embed_until_day = usual[1] if embed_until is None and embed_until_day is None else embed_until_day
+    usual = embed is None and name in EMBEDS
+    if usual:
+        embed, day = EMBEDS[name]
+        embed_until_day = day if embed_until is None and embed_until_day is None else embed_until_day
     if embed_until_day is not None:
         embed_until = data.meta.day0_ms + embed_until_day * data.meta.day_ms
     made: dict[str, Any] = {}
     if embed not in (None, "none"):
         try:
-            with ctx.progress() as bar:
-                task = bar.add_task("embed", total=None)
-                found = content.embed(
-                    data, content.Embedding(str(embed), embed_width, embed_until),
-                    lambda done, total: bar.update(task, completed=done, total=total),
-                )  # fmt: skip
-            data = content.with_embeddings(data, found.vectors)
-            made = {"embedded": int(found.vectors.any(1).sum()), "taught_by_users": found.taught}
+            data, made = _embedded(ctx, data, content.Embedding(str(embed), embed_width, embed_until))
         except InputError as e:
-            if usual is None:
+            if not usual:
                 raise
             ctx.say(f"items get no embeddings, which the recipe of {name} reads: {e}")
     form.write(data, out)
     grouping.group_map(data).save(out / grouping.FILE)
     ctx.emit({"dataset": name, "out": str(out), **data.meta.counts, **made, "dropped": data.meta.dropped})
+
+
+def _embedded(ctx: Context, data: Dataset, how: Embedding) -> tuple[Dataset, dict[str, Any]]:
+    """The log with embeddings of its items, and what is said of them."""
+    from stream_dmgin.datasets import content
+
+    with ctx.progress() as bar:
+        task = bar.add_task("embed", total=None)
+        found = content.embed(data, how, lambda done, total: bar.update(task, completed=done, total=total))
+    told = {"embedded": int(found.vectors.any(1).sum()), "taught_by_users": found.taught}
+    return content.with_embeddings(data, found.vectors), told

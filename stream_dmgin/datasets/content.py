@@ -14,17 +14,16 @@ from stream_dmgin.datasets.form import Dataset
 from stream_dmgin.errors import InputError
 from stream_dmgin.features.spec import CLASS_OF_TYPE, InputSpec
 from stream_dmgin.groups.coread import bent, by_readers
-from stream_dmgin.groups.encode import ENCODERS, encode
+from stream_dmgin.groups.encode import encode
 from stream_dmgin.groups.items import Matrix, unit
 
-CLICKS = "clicks"  # the encoder that needs no words
-WAYS = (*ENCODERS, CLICKS)
+CLICKS = "clicks"  # the way that needs no words
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """How to make embeddings: `encoder` is one of WAYS. Clicks that became visible at `until` (ms) or later teach nothing; None: where
-    the log's own training part begins, and in a log without parts, no click does."""
+    """How to make embeddings: `encoder` is one of `groups/encode.py`, or CLICKS. Clicks that became visible at `until` (ms) or later
+    teach nothing; None: where the log's own training part begins, and in a log without parts, no click does."""
 
     encoder: str
     width: int = 64

@@ -83,7 +83,8 @@ def evaluate_all(
     recipe = recipes.of(data.meta)
     if blocks is not None:
         recipe = recipes.with_blocks(recipe, blocks)
-    if set(models) != {FLOOR}:
+    learning = [m for m in models if m != FLOOR]
+    if learning:
         check_embeddings(data, recipe.spec)
     test = r.between(*plan.test)
     row = np.arange(r.first[test[0]], r.first[test[1]])
@@ -96,7 +97,6 @@ def evaluate_all(
     if FLOOR in models:
         rates = floor_rates(source, groups, first, last, seen)
         _floor(out[FLOOR], r.first, first, rates, r.label, plan, r.between)
-    learning = [m for m in models if m != FLOOR]
     if not learning:
         return source, out
     store, log = (Keep(keep, say), of_data(data)) if keep is not None else (None, "")
