@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stream_dmgin.datasets import form, load
-from stream_dmgin.datasets.content import Embedding, embed, with_embeddings
+from stream_dmgin.datasets.content import Embedding
 from stream_dmgin.training import recipes
+from stream_dmgin.training.content import embedded
 from stream_dmgin.training.evaluate import Plan, days, evaluate
 from stream_dmgin.training.measure import measure, write_scores
 
@@ -34,8 +35,8 @@ def data() -> form.Dataset:
         mine = pc.equal(pc.bit_wise_and(t["user_id"].cast("int64"), 7), 3)
         tables.append(t.filter(pc.and_(mine, pc.less(t["ts"], last))))
     some = form.Dataset(*tables, whole.items, whole.meta)
-    made = embed(some, Embedding("clicks", recipes.of(some.meta).spec.embedding, plan(some).train[0]))
-    return with_embeddings(some, made.vectors)
+    how = Embedding("clicks", recipes.of(some.meta).spec.embedding, plan(some).train[0])
+    return embedded(some, how, None, print)
 
 
 def plan(data: form.Dataset) -> Plan:
