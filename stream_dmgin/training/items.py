@@ -28,7 +28,7 @@ def item_start(items: pa.Table, config: DMGINConfig, options: Options) -> ItemSt
     """The first directions of the items' embeddings, each vector `options.item_start` long; None where that is 0, or where no item has an
     embedding of `InputSpec.embedding` numbers that the inputs read. Of items that share a row of the table the last counts."""
     spec = config.spec
-    if options.item_start <= 0 or not spec.reads_embeddings:
+    if not options.item_start or not spec.reads_embeddings:
         return None
     fits = pc.fill_null(pc.equal(pc.list_value_length(items["embedding"]), spec.embedding), False)
     some = items.filter(fits)

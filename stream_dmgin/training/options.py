@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Options:
     """How to train. Weights of the terms of the loss (`training/objective.py`): `order`, `lists`, `heads`; `table_decay`: weight
     decay of the hash tables; `item_start`: how long the vectors of items are that their table begins with, made of the items' embeddings
-    where the inputs read these (`training/items.py`); 0: short ones by lot.
+    where the inputs read these (`training/items.py`); 0: short ones by lot. ValueError for a length below 0.
     """
 
     epochs: int = 4
@@ -28,6 +28,10 @@ class Options:
     reported: tuple[str, ...] = ()  # heads that only advertisers can report (`training/heads.py`)
     delay_days: float = 0.0  # how old a click is before all that follows has come; 0: nothing comes late
     stretch: int = 1  # requests read from the folder in one piece; more for a set larger than memory (`rows.parts`)
+
+    def __post_init__(self) -> None:
+        if self.item_start < 0:
+            raise ValueError("item_start is 0 or more")
 
 
 @dataclass(frozen=True)
