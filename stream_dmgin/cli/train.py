@@ -43,7 +43,7 @@ from stream_dmgin.cli.common import Context, common_options
     metavar="dmgin|trees|stack|NAME,NAME",
     default="dmgin",
     show_default=True,
-    help="the network; boosted trees; the recipe's stack.members as one, or these (trees: extra `trees`)",
+    help="the network; boosted trees (or lightgbm); the recipe's stack.members as one, or these (trees: extra `trees`)",
 )
 @click.option(
     "--from", "parent", metavar="ID|DIR",

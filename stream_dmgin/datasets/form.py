@@ -205,7 +205,7 @@ def _read(path: Path, schema: Mapping[str, tuple[pa.DataType, bool]], heads: Map
 
 
 def validate(data: Dataset, where: str = "the log") -> None:
-    """Order, labels and topics. Raises InputError."""
+    """Order, labels, topics, and one row an item. Raises InputError."""
     visible = data.events["visible_at"].to_numpy()
     if (np.diff(visible) < 0).any():
         raise InputError(f"{where}: events.parquet is not sorted by visible_at")
@@ -226,6 +226,12 @@ def validate(data: Dataset, where: str = "the log") -> None:
         raise InputError(f"{where}: label of rows.parquet must be 0 or 1")
     for head in data.meta.heads:
         _head(data.rows, head, where)
+    counts = pc.value_counts(data.items["item_id"])
+    twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
+    if twice:
+        raise InputError(
+            f"{where}: {len(twice)} items have more than one row of items.parquet, such as {twice[0]!r}: keep one row an item"
+        )
 
 
 def _head(rows: pa.Table, head: str, where: str) -> None:

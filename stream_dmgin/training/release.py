@@ -50,9 +50,12 @@ class Spans:
 
 
 def made_of(wanted: str, recipe: Recipe) -> tuple[str, tuple[str, ...]]:
-    """(architecture, members of the stack) for what `train --model` is given: dmgin, trees, stack, or names of SERVED. UsageError."""
-    if wanted in ("dmgin", "trees"):
+    """(architecture, members of the stack) for what `train --model` is given: dmgin, trees (or lightgbm), stack, or names of SERVED.
+    UsageError."""
+    if wanted == "dmgin":
         return wanted, ()
+    if wanted in ("trees", "lightgbm"):  # the latter is what `evaluate` calls them
+        return "trees", ()
     members = recipe.stack.members if wanted == "stack" else tuple(dict.fromkeys(n.strip() for n in wanted.split(",")))
     wrong = [m for m in members if m not in SERVED]
     if wrong or len(members) < 2:

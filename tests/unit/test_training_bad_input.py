@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -59,3 +60,12 @@ def test_test_days_of_one_class_have_no_auc_but_a_logloss() -> None:
     found = measuring.measure(source, scored)["calibrated"]
     assert np.isnan(found["auc"]) and found["logloss"] > 0 and 0 <= found["ece"] <= 1
     assert json.loads(json.dumps(_finite(found)))["auc"] is None
+
+
+def test_two_rows_of_one_item_are_refused(tmp_path: Path) -> None:
+    data = short_log()
+    one = data.items.slice(3, 1)
+    form.write(form.Dataset(data.events, data.rows, pa.concat_tables([data.items, one, one]), data.meta), tmp_path)
+    name = one["item_id"][0].as_py()
+    with pytest.raises(InputError, match=f"1 items have more than one row of items.parquet, such as '{name}'"):
+        form.read(tmp_path)
