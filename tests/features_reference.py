@@ -8,6 +8,7 @@ from collections import defaultdict
 from typing import Any
 
 import xxhash
+from audience_reference import Audiences, profile
 from online_reference import Online, age_class, ratio
 
 from stream_dmgin.features import spec as names
@@ -29,7 +30,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.counts: dict[tuple[str, int], dict[tuple[int, str], int]] = defaultdict(lambda: defaultdict(int))
-        self.online = Online()
+        self.online, self.audiences = Online(), Audiences()
         self.known: dict[tuple, Any] = {}  # answers since the last increment: only to keep the tests short
 
     def add(self, kind: str, name: int, bucket: int, metric: str, count: int) -> None:
@@ -327,7 +328,7 @@ class World:
 
         number = 1 + h64(surface) % 31 if surface else 0
         rings = self.rings(a, b, events, impressions)
-        dense, group_index = [], []
+        dense, group_index, me = [], [], self.profile(a, b)
         for item in candidates:
             row: list[float] = []
             counted = [
@@ -379,6 +380,8 @@ class World:
                 row += self.content(item, [*self.read(events).values()])
             if "passed" in s.blocks:
                 row += self.content(item, self.passed(events, impressions))
+            if "audience" in s.blocks:
+                row += self.counters.audiences.likeness(item, *me)
             dense.append(row)
         dwells = [d for *_, d in events if d >= 0]
         ages, shown_ages = [now - t for _, t in in_ring], [now - t for _, t in impressions]
@@ -416,6 +419,8 @@ class World:
             user += [math.log1p(len(read)), sum(pairs) / len(pairs) if pairs else 0.0]
         if "passed" in s.blocks:
             user.append(math.log1p(len(self.passed(events, impressions))))
+        if "audience" in s.blocks:
+            user.append(math.log1p(int(me[1])))
         return {
             "c_item": [self.triple(i) for i in candidates], "c_id": [i % 2**31 for i in candidates], "c_group": group_index,
             "c_dense": dense, "g_age": [log2_minutes(now - int(a.g_last[b, g])) for g in range(n)],
@@ -494,6 +499,11 @@ class World:
         if x is None or len(x) != self.spec.embedding or not all(map(math.isfinite, x)) or not any(x):
             return None
         return [round(v / max(map(abs, x)) * 127) for v in x]
+
+    def profile(self, a: Any, b: int) -> tuple[list[float], float]:
+        """Of state row b, and how many events it stands for."""
+        n = int(a.i_len[b]) if b >= 0 else 0
+        return profile((self.embedding(int(a.i_item[b, e])), float(a.i_weight[b, e])) for e in range(n))
 
     def read(self, events: list[Any]) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}

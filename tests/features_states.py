@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stream_dmgin.features.spec import N_CLS
+from stream_dmgin.features.spec import INTERESTS, N_CLS
 from stream_dmgin.state.hash import item_hash
 
 HOUR = 3_600_000
@@ -31,6 +31,8 @@ class Arrays:
         self.s_ts, self.m_ts = np.zeros((B, ring), np.int64), np.zeros((B, ring), np.int64)
         self.s_dwell = np.full((B, ring), -1, np.int64)
         self.s_surface, self.m_surface = np.zeros((B, ring), np.uint8), np.zeros((B, ring), np.uint8)
+        self.i_len, self.i_item = np.zeros(B, np.int32), np.zeros((B, INTERESTS), np.uint64)
+        self.i_weight = np.zeros((B, INTERESTS))
 
 
 def random_state(
@@ -79,6 +81,11 @@ def random_state(
     arrays.s_surface[b, :s], arrays.m_surface[b, :m] = SURFACES[rng.integers(0, 4, s)], SURFACES[rng.integers(0, 4, m)]
     arrays.n_events[b], arrays.n_impressions[b] = s * int(rng.integers(1, 1000)), m * int(rng.integers(1, 1000))
     arrays.n_clicks[b] = rng.integers(0, arrays.n_events[b] + 1)
+    n = arrays.i_len[b] = int(rng.choice([0, 1, rng.integers(0, 60)]))
+    arrays.i_item[b, :n], arrays.i_weight[b, :n] = (
+        rng.choice(hashes, n),
+        rng.integers(1, 100, n) / rng.integers(1, 5, n),
+    )
 
 
 def _ring(item, cls, ts, dwell, n, rng, hashes, last, span=100 * HOUR) -> None:  # type: ignore[no-untyped-def]

@@ -15,6 +15,7 @@ from stream_dmgin.counters.increments import Increments
 from stream_dmgin.counters.learner import OnlineModel
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.features.catalogue import Catalogue
+from stream_dmgin.features.profile import Profiles
 from stream_dmgin.features.spec import NOTHING, Reads
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import Record, batch_of
@@ -75,12 +76,14 @@ def populate(
     groups = GroupMap({i: k % GROUPS for k, i in enumerate(items)})
     engine = StateEngine.open(directory, 0, groups)
     counters = CounterTable(OnlineModel() if reads.online else None)
+    profiles = Profiles(catalogue) if reads.audience else None
     by_life: dict[int, list[bytes]] = {}
     for life in lives:
         by_life[life] = [f"u{life}-{n}".encode() for n in range(users)]
         for user in by_life[life]:
             _live(engine, user, life, r.randrange(1 << 30))
-            counters.take(Increments.from_raw(engine.take_increments(), catalogue))
+            audience = None if profiles is None else profiles.audience(engine)
+            counters.take(Increments.from_raw(engine.take_increments(), catalogue, audience))
             engine.commit()
     return Population(engine, catalogue, counters, groups, by_life, items, START + LIFE_MS + 1000)
 

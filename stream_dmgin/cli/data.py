@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stream_dmgin.datasets.form import Dataset
 
 # What a log's recipe reads where its items have no words: how embeddings are made, and the first day that is for training
-EMBEDS = {"kuairand": ("clicks", 1)}
+EMBEDS = {"kuairand": ("clicks", 1), "ebnerd": ("clicks", 0)}
 
 
 @click.group()
@@ -53,8 +53,8 @@ def command() -> None:
 @click.option(
     "--embed",
     type=click.Choice(["none", "lsa", "minilm", "clicks"]),
-    help="make embeddings of the items, for the inputs `content` and `passed`: of their words by lsa or minilm (extra `text`), "
-    "or of clicks alone [default: clicks for kuairand, whose recipe reads them, else none]",
+    help="make embeddings of the items, for the inputs `content`, `passed`, `audience`: of their words by lsa or minilm (extra `text`), "
+    "or of clicks alone [default: clicks for kuairand and ebnerd, whose recipes read them, else none]",
 )
 @click.option(
     "--embed-width", type=click.IntRange(1, 4096), default=64, show_default=True, help="numbers of an embedding"

@@ -56,7 +56,7 @@ from stream_dmgin.errors import UsageError
 @click.option(
     "--embed",
     type=click.Choice(["none", "lsa", "minilm", "clicks"]),
-    help="embeddings for the blocks `content` and `passed`: of words by lsa or minilm (extra `text`), or of clicks before the first "
+    help="embeddings for the blocks `content`, `passed`, `audience`: of words by lsa or minilm (extra `text`), of clicks before the first "
     "train day [default: the log's recipe]",
 )
 @click.option(

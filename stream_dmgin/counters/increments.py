@@ -4,13 +4,17 @@ What one partition's folded events add up to, as parallel columns. A published r
 is cut into records of at most 512 KB:
 
     {"v": 1, "partition": 3, "from": {"impressions": 10, "clicks": 2, "post-clicks": 0}, "to": {...}, "attempt": "...",
-     "chunk": 0, "chunks": 2, "kind": bin, "hash": bin, "bucket": bin, "metric": bin, "count": bin, "surface": bin}
+     "chunk": 0, "chunks": 2, "kind": bin, "hash": bin, "bucket": bin, "metric": bin, "count": bin, "surface": bin,
+     "audience_hash": bin, "audience_metric": bin, "audience_count": bin, "audience_sum": bin}
 
 The columns are little-endian: kind u1 (index of COUNTER_KINDS), hash u8 (XXH64 of the name), bucket i4 (number of the 15
 minutes since the epoch), metric u1 (index of COUNTER_METRICS), count i8 (1 or more), and, only where one isn't 0, surface u1 (its
 number; 0 for none): impressions and clicks of an item come in a row a surface, which is what the online model learns from
 (counters/online.py). Who doesn't know that column adds the rows up, to the same sums. Category and advertiser are worked out by the
 publisher, so that the topic alone says what the counters are, whatever catalogue a reader has.
+
+Where the publisher has a model that reads it, the columns of the audience (counters/audience.py), of another length: hash u8 of an
+item, metric u1, count i4, and sum of the users' profiles, WIDTH x i4.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_dmgin.counters.audience import SCALE, WIDTH, Audience
 from stream_dmgin.counters.layout import N_KINDS, N_METRICS
 from stream_dmgin.errors import RecordError
 from stream_dmgin.native import kernel
@@ -31,6 +36,7 @@ from stream_dmgin.topics import EVENTS
 FORMAT = 1
 RECORD_BYTES = 512 * 1024
 _ROW_BYTES = 1 + 8 + 4 + 1 + 8 + 1
+_AUDIENCE_BYTES = 8 + 1 + 4 + 4 * WIDTH
 _HEADER_BYTES = 1024
 _CHUNKS_MAX = 1 << 16
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -105,7 +111,7 @@ class Owners(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Increments:
-    """Increments of entities: columns of equal length. `surface`: None where it is 0 throughout."""
+    """Increments of entities: columns of equal length. `surface`: None where it is 0 throughout; `audience`: None where nobody wants it."""
 
     kind: NDArray[np.uint8]
     hash: NDArray[np.uint64]
@@ -113,12 +119,13 @@ class Increments:
     metric: NDArray[np.uint8]
     count: NDArray[np.int64]
     surface: NDArray[np.uint8] | None = None
+    audience: Audience | None = None
 
     def __len__(self) -> int:
         return len(self.kind)
 
     @classmethod
-    def from_raw(cls, raw: RawIncrements, catalogue: Owners) -> Increments:
+    def from_raw(cls, raw: RawIncrements, catalogue: Owners, audience: Audience | None = None) -> Increments:
         """Item increments and what they add to the items' categories and advertisers; each (entity, bucket, surface, metric)
         once, in the order of their first appearance."""
         item = raw.item_hash
@@ -133,7 +140,7 @@ class Increments:
         used = _sum_up(names, raw.bucket, raw.metric, raw.count, raw.surface, slots, *out.columns(), surfaces)
         return cls(
             out.kind[:used], out.hash[:used], out.bucket[:used], out.metric[:used], out.count[:used],
-            surfaces[:used] if surfaces[:used].any() else None,
+            surfaces[:used] if surfaces[:used].any() else None, audience,
         )  # fmt: skip
 
     def columns(
@@ -152,15 +159,18 @@ class Increments:
             surface = np.concatenate([np.zeros(len(p), np.uint8) if p.surface is None else p.surface for p in parts])
         kind, metric = (np.concatenate(c) for c in ([p.kind for p in parts], [p.metric for p in parts]))
         bucket, count = (np.concatenate(c) for c in ([p.bucket for p in parts], [p.count for p in parts]))
-        return cls(kind, np.concatenate([p.hash for p in parts]), bucket, metric, count, surface)
+        taught = [p.audience for p in parts if p.audience is not None]
+        audience = Audience.joined(taught) if taught else None
+        return cls(kind, np.concatenate([p.hash for p in parts]), bucket, metric, count, surface, audience)
 
     def encode(
         self, partition: int, since: Mapping[int, int], to: Mapping[int, int], attempt: str, limit: int = RECORD_BYTES
     ) -> list[bytes]:
         """Values of the records for the events [since, to) of a partition, both by event topic number; at least one record,
         none over `limit` bytes. `attempt` names this publication: records with another never complete it."""
-        rows = max(1, (limit - _HEADER_BYTES) // _ROW_BYTES)
-        chunks = max(1, -(-len(self) // rows))
+        room = (limit - _HEADER_BYTES) // (1 if self.audience is None else 2)
+        rows, users = max(1, room // _ROW_BYTES), max(1, room // _AUDIENCE_BYTES)
+        chunks = max(1, -(-len(self) // rows), 0 if self.audience is None else -(-len(self.audience) // users))
         a, b = _named(since), _named(to)
         out = []
         for chunk in range(chunks):
@@ -172,6 +182,13 @@ class Increments:
                 count=self.count[s].astype("<i8").tobytes(),
                 surface=msgspec.UNSET if self.surface is None else self.surface[s].tobytes(),
             )  # fmt: skip
+            if self.audience is not None:
+                of = self.audience.part(slice(chunk * users, (chunk + 1) * users))
+                record.audience_hash, record.audience_metric = of.hash.astype("<u8").tobytes(), of.metric.tobytes()
+                record.audience_count, record.audience_sum = (
+                    of.count.astype("<i4").tobytes(),
+                    of.sum.astype("<i4").tobytes(),
+                )
             out.append(_encode(record))
         return out
 
@@ -189,6 +206,10 @@ class _Record(msgspec.Struct, rename={"since": "from"}):
     metric: bytes
     count: bytes
     surface: bytes | msgspec.UnsetType = msgspec.UNSET
+    audience_hash: bytes | msgspec.UnsetType = msgspec.UNSET
+    audience_metric: bytes | msgspec.UnsetType = msgspec.UNSET
+    audience_count: bytes | msgspec.UnsetType = msgspec.UNSET
+    audience_sum: bytes | msgspec.UnsetType = msgspec.UNSET
     v: int = FORMAT
 
 
@@ -238,6 +259,7 @@ def decode(value: bytes | None) -> CounterRecord:
         np.frombuffer(r.metric, np.uint8),
         np.frombuffer(r.count, "<i8").astype(np.int64),
         surface,
+        _audience(r),
     )
     if n and not (
         x.kind.max() < N_KINDS
@@ -248,6 +270,30 @@ def decode(value: bytes | None) -> CounterRecord:
     ):
         raise RecordError("range", "a counter record holds a kind, metric, hash, bucket or count out of range")
     return CounterRecord(r.partition, since, to, r.attempt, r.chunk, r.chunks, x)
+
+
+def _audience(r: _Record) -> Audience | None:
+    """The columns of a record's audience. Raises RecordError."""
+    columns = [
+        c for c in (r.audience_hash, r.audience_metric, r.audience_count, r.audience_sum) if isinstance(c, bytes)
+    ]
+    if not columns:
+        return None
+    n = len(columns[0]) // 8
+    if [len(c) for c in columns] != [8 * n, n, 4 * n, 4 * WIDTH * n]:
+        raise RecordError("schema", "the columns of a counter record's audience differ in length, or some are missing")
+    hashes, metric, count, total = (
+        np.frombuffer(c, t) for c, t in zip(columns, ("<u8", "u1", "<i4", "<i4"), strict=True)
+    )
+    x = Audience(hashes.astype(np.uint64), metric, count.astype(np.int32), total.astype(np.int32).reshape(n, WIDTH))
+    if n and not (x.hash.min() > 0 and x.metric.max() <= 1 and x.count.min() > 0 and _within(x)):
+        raise RecordError("range", "a counter record's audience holds a hash, metric, count or sum out of range")
+    return x
+
+
+def _within(x: Audience) -> bool:
+    """Whether no sum is more than that many profiles can add up to (rounded numbers of vectors of length 1)."""
+    return bool((np.abs(x.sum.astype(np.int64)) <= (SCALE + 1) * x.count[:, None]).all())
 
 
 def _named(offsets: Mapping[int, int]) -> dict[str, int]:

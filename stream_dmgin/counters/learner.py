@@ -1,7 +1,8 @@
-"""The online model of one process: memory for what `counters/online.py` learns, and its rows in the store of checkpoints.
+"""The online model of one process: memory for what `counters/online.py` and `counters/audience.py` learn, and its rows in the store of
+checkpoints.
 
-20 MiB, whatever the log holds: 2^20 weights (8 MiB), 2^16 rows of 8 factors (4 MiB), 2^18 cells of residuals (8 MiB), each
-beside what its learning rate needs. What is new in a page of 4 KiB is saved with the page.
+Whatever the log holds, 20 MiB: 2^20 weights (8 MiB), 2^16 rows of 8 factors (4 MiB), 2^18 cells of residuals (8 MiB), each
+beside what its learning rate needs; and 9 MiB for the audiences of 2^16 items. What is new in a page of 4 KiB is saved with the page.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from stream_dmgin.counters.audience import AUDIENCE_PAGES, ITEM_BITS, ITEMS, WIDTH, WORDS, learn_audience
 from stream_dmgin.counters.increments import Increments
 from stream_dmgin.counters.online import (
     CELL_BITS,
@@ -24,6 +26,8 @@ from stream_dmgin.counters.online import (
     LINEAR_BITS,
     LINEAR_PAGES,
     LINEAR_WORDS,
+    M_AUDIENCE,
+    M_AUDIENCE_DIRTY,
     M_CELLS,
     M_DIRTY,
     M_FACTORS,
@@ -42,7 +46,8 @@ FORMAT = 1
 # The engine's table of increments stays as small as it began, and is cheap to empty
 STRETCH = 200
 META = PREFIX = b"w"  # keys: of what describes the rows, and at the beginning of those of pages
-_SIZES = (LINEAR_BITS, FACTOR_BITS, FACTORS, CELL_BITS)
+_SIZES = (LINEAR_BITS, FACTOR_BITS, FACTORS, CELL_BITS, ITEM_BITS, WIDTH)
+ALL_PAGES = PAGES + AUDIENCE_PAGES
 
 
 class _Meta(msgspec.Struct, array_like=True):
@@ -54,17 +59,19 @@ class _Meta(msgspec.Struct, array_like=True):
 
 
 class OnlineModel:
-    """Weights, factors and residuals. `addresses` is how kernels find them. One thread."""
+    """Weights, factors, residuals and audiences. `addresses` is how kernels find them. One thread."""
 
     def __init__(self) -> None:
         self._linear: NDArray[np.float32] = np.zeros((1 << LINEAR_BITS, LINEAR_WORDS), np.float32)
         self._factors: NDArray[np.float32] = np.zeros((1 << FACTOR_BITS, FACTOR_WORDS), np.float32)
         self._cells: NDArray[np.float32] = np.zeros((1 << CELL_BITS, CELL_WORDS), np.float32)
-        self._dirty: NDArray[np.uint8] = np.zeros(PAGES, np.uint8)
+        self._audiences: NDArray[np.float32] = np.zeros((ITEMS, WORDS), np.float32)
+        self._dirty: NDArray[np.uint8] = np.zeros(ALL_PAGES, np.uint8)
         begin(self._factors)
         self.addresses: NDArray[np.int64] = np.zeros(N_MODEL, np.int64)
         for at, array in (
             (M_LINEAR, self._linear), (M_FACTORS, self._factors), (M_CELLS, self._cells), (M_DIRTY, self._dirty),
+            (M_AUDIENCE, self._audiences), (M_AUDIENCE_DIRTY, self._dirty[PAGES:]),
         ):  # fmt: skip
             self.addresses[at] = array.ctypes.data
 
@@ -72,6 +79,9 @@ class OnlineModel:
         """Learn a range of events; `table`: the addresses of the counters, which have taken it already."""
         surface = np.zeros(len(x), np.uint8) if x.surface is None else x.surface
         learn(self.addresses.ctypes.data, table.ctypes.data, *x.columns(), surface)
+        if x.audience is not None:
+            a = x.audience
+            learn_audience(self.addresses.ctypes.data, a.hash, a.metric, a.count, a.sum)
 
     def logit(self, h: int, surface: int, ts: int, first: int) -> float:
         """What it would say now of an item (by hash, first counted at `first` in ms, -1: never) on a surface (its number) at
@@ -80,7 +90,7 @@ class OnlineModel:
 
     def canonical(self) -> bytes:
         """Bytes of everything learnt, equal if and only if two models are the same."""
-        return b"".join(a.tobytes() for a in (self._linear, self._factors, self._cells))
+        return b"".join(a.tobytes() for a in (self._linear, self._factors, self._cells, self._audiences))
 
     def to_rows(self, point: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Rows of the pages changed since the last call, and of `point`, the moment they belong to. Consume it whole before
@@ -93,7 +103,9 @@ class OnlineModel:
 
     def _page(self, n: int) -> NDArray[np.float32]:
         array, first = self._linear, 0
-        if n >= LINEAR_PAGES + FACTOR_PAGES:
+        if n >= PAGES:
+            array, first = self._audiences, PAGES
+        elif n >= LINEAR_PAGES + FACTOR_PAGES:
             array, first = self._cells, LINEAR_PAGES + FACTOR_PAGES
         elif n >= LINEAR_PAGES:
             array, first = self._factors, LINEAR_PAGES
@@ -111,7 +123,7 @@ class OnlineModel:
                 fits = _known(value, point)
                 continue
             n = int.from_bytes(key[len(PREFIX) :], "big")
-            if len(key) != len(PREFIX) + 4 or n >= PAGES or len(value) != 4 * PAGE_WORDS:
+            if len(key) != len(PREFIX) + 4 or n >= ALL_PAGES or len(value) != 4 * PAGE_WORDS:
                 raise FormatError(
                     "a page of the online model can't be read: remove the counters' directory, it is read again from the log"
                 )

@@ -28,8 +28,8 @@ AGES = 12  # classes
 # key, last quarter hour, expected clicks by horizon, clicks by horizon
 LINEAR_WORDS, FACTOR_WORDS, CELL_WORDS = 2, 2 * FACTORS, 8
 HORIZONS = (4.0, 48.0, 672.0)  # half-lives in quarter hours: 1 h, 12 h, 7 d
-(M_LINEAR, M_FACTORS, M_CELLS, M_DIRTY) = range(4)
-N_MODEL = 4
+(M_LINEAR, M_FACTORS, M_CELLS, M_DIRTY, M_AUDIENCE, M_AUDIENCE_DIRTY) = range(6)
+N_MODEL = 6
 PAGE_WORDS = 1024
 LINEAR_PAGES = (LINEAR_WORDS << LINEAR_BITS) // PAGE_WORDS
 FACTOR_PAGES = (FACTOR_WORDS << FACTOR_BITS) // PAGE_WORDS

@@ -16,8 +16,10 @@ from stream_dmgin.features.spec import CLASS_OF_TYPE, InputSpec
 from stream_dmgin.groups.coread import bent, by_readers
 from stream_dmgin.groups.encode import encode
 from stream_dmgin.groups.items import Matrix, unit
+from stream_dmgin.groups.kmeans import kmeans
 
 CLICKS = "clicks"  # the way that needs no words
+GROUPS = 64
 
 
 @dataclass(frozen=True)
@@ -69,21 +71,31 @@ def _by_clicks(data: Dataset, how: Embedding) -> Embedded:
 
 
 def with_embeddings(data: Dataset, vectors: Matrix) -> Dataset:
-    """The log with these embeddings of its items."""
+    """The log with these embeddings of its items; and with groups of like ones, where it says neither groups nor categories."""
     column = pa.array([x.tolist() if x.any() else None for x in vectors], pa.list_(pa.float32()))
     items = data.items.set_column(data.items.column_names.index("embedding"), "embedding", column)
+    if items["group"].null_count == items["category"].null_count == items.num_rows:
+        items = items.set_column(items.column_names.index("group"), items.schema.field("group"), _groups(vectors))
     return replace(data, items=items)
 
 
+def _groups(vectors: Matrix) -> pa.Array:
+    """GROUPS groups by K-means of the items that have an embedding; none for the others."""
+    some = np.flatnonzero(vectors.any(1))
+    out: np.ndarray = np.zeros(len(vectors), np.int64)
+    out[some] = kmeans(unit(vectors[some]), min(GROUPS, len(some)))[0]
+    return pa.array(out, pa.int64(), mask=~vectors.any(1))
+
+
 def check_embeddings(data: Dataset, spec: InputSpec) -> None:
-    """InputError where the inputs `content` or `passed` are to be learnt from a log without embeddings of that width."""
+    """InputError where the inputs `content`, `passed` or `audience` are to be learnt from a log without embeddings of that width."""
     if spec.reads_embeddings:
         widths = pc.list_value_length(data.items["embedding"])
         if not pc.any(pc.equal(widths, spec.embedding)).as_py():
             raise InputError(
-                f"the inputs `content` and `passed` need items with embeddings of {spec.embedding} numbers, and the log has none: make "
-                "them from words or clicks (--embed of `data import` and of `evaluate`), give the table's own, or name --blocks "
-                "without these"
+                f"the inputs `content`, `passed` and `audience` need items with embeddings of {spec.embedding} numbers, and the log "
+                "has none: make them from words or clicks (--embed of `data import` and of `evaluate`), give the table's own, or name "
+                "--blocks without these"
             )
 
 

@@ -33,9 +33,20 @@ from stream_dmgin.features.spec import BLOCKS, USER_BLOCKS
 from stream_dmgin.features.user_side import CLICK
 from stream_dmgin.native import f32, i32, i64, kernel, log, u8
 
-SESSION, SURFACE, ENGAGEMENT, TREND, TASTE, FATIGUE, ONLINE, CONTENT, PASSED = (
+SESSION, SURFACE, ENGAGEMENT, TREND, TASTE, FATIGUE, ONLINE, CONTENT, PASSED, AUDIENCE = (
     1 << BLOCKS.index(b)
-    for b in ("session", "surface", "engagement", "trend", "taste", "fatigue", "online", "content", "passed")
+    for b in (
+        "session",
+        "surface",
+        "engagement",
+        "trend",
+        "taste",
+        "fatigue",
+        "online",
+        "content",
+        "passed",
+        "audience",
+    )
 )
 N_SESSION, N_SURFACE = len(USER_BLOCKS["session"]), len(USER_BLOCKS["surface"])
 SESSION_GAP_MS = 30 * MINUTE_MS  # a longer pause between two impressions ends a session

@@ -22,7 +22,7 @@ from stream_dmgin.features.flat_side import flat_side
 from stream_dmgin.features.inputs import Inputs
 from stream_dmgin.features.request_side import NUMBERS, PLACE, SCRATCH, request_side
 from stream_dmgin.features.scales import bucket, log_table
-from stream_dmgin.features.spec import RING, InputSpec
+from stream_dmgin.features.spec import RING, InputSpec, Reads
 from stream_dmgin.features.user_side import MAX_GROUPS, user_side
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.native import hash_ids
@@ -45,10 +45,11 @@ class FeatureBuilder:
             raise ValueError(
                 f"{spec}: 1 to {MAX_GROUPS} groups, 1 to {RING} short and at most {RING} flat events can be built"
             )
-        if "online" in spec.blocks and counters.online is None:
+        if Reads.of([spec]).online and counters.online is None:
+            name = "audience" if "audience" in spec.blocks else "online"
             raise UsageError(
-                "the model reads the inputs `online`, which the counters of this process don't learn: start the worker again, or "
-                "with worker.online = true before such a model is published"
+                f"the model reads the inputs `{name}`, which the counters of this process don't learn: start the worker again, or "
+                f"with worker.{name} = true before such a model is published"
             )
         catalogue.require(spec)
         self.spec, self.catalogue, self.counters = spec, catalogue, counters
@@ -149,7 +150,7 @@ class FeatureBuilder:
             out.users, out.candidates, s.groups, s.events, s.short, len(s.candidate_features), s.item_buckets, s.category_buckets,
             s.advertiser_buckets, len(s.user_features), bits(s.blocks), s.flat,
         )  # fmt: skip
-        where[bound.D_UB : bound.D_UB + 5] = sizes
+        where[bound.D_UB : bound.D_UB + len(sizes)] = sizes
         if len(self._bound) >= _KEPT:
             self._bound.clear()
         self._bound[id(arrays), id(out)] = (arrays, out, where)  # holds both, so that the addresses stay good

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from stream_dmgin.errors import InputError, RecordError, UsageError
 from stream_dmgin.features.embedding import quantised
 from stream_dmgin.features.spec import InputSpec
-from stream_dmgin.native import i32, i64, kernel, u64
+from stream_dmgin.native import f32, i32, i64, kernel, u64
 from stream_dmgin.records import Item, decode_item, encode
 from stream_dmgin.state.hash import item_hash
 
@@ -56,6 +56,14 @@ def find_item(catalogue: Any, h: Any) -> Any:
     k = i64(catalogue, (N_ADDRESSES,))
     slot = find_slot(catalogue, h)
     return np.int64(i32(k[K_ROWS], (k[K_MASK] + 1,))[slot]) if slot >= 0 else np.int64(-1)
+
+
+@kernel
+def find_embedded(catalogue: Any, h: Any) -> Any:
+    """Row of the item with hash `h`, -1 where it is unknown or has no embedding."""
+    k = i64(catalogue, (N_ADDRESSES,))
+    row = find_item(catalogue, h)
+    return row if row >= 0 and f32(k[K_INVERSE], (k[K_CAPACITY],))[row] != 0 else np.int64(-1)
 
 
 @kernel
@@ -222,8 +230,9 @@ class Catalogue:
         if self._used:
             kept = f"those of {self.embedding} numbers" if self.embedding else "none"
             raise UsageError(
-                f"the model reads the inputs `content` or `passed` from embeddings of {spec.embedding} numbers, and this process keeps "
-                f"{kept}: start the worker again, or with worker.embedding = {spec.embedding} before such a model is published"
+                f"the model reads the inputs `content`, `passed` or `audience` from embeddings of {spec.embedding} numbers, and "
+                f"this process keeps {kept}: start the worker again, or with worker.embedding = {spec.embedding} before such a model "
+                "is published"
             )
         self.embedding = spec.reads_embeddings
         self._resize(len(self._arrays["hashes"]))

@@ -28,7 +28,7 @@ from stream_dmgin.features.bound import (
     W_CATALOGUE,
     W_LOGS,
 )
-from stream_dmgin.features.catalogue import K_CAPACITY, K_EMBEDDING, K_INVERSE, K_WIDTH, N_ADDRESSES, find_item
+from stream_dmgin.features.catalogue import K_CAPACITY, K_EMBEDDING, K_INVERSE, K_WIDTH, N_ADDRESSES, find_embedded
 from stream_dmgin.features.scales import LOGS, log_count
 from stream_dmgin.features.spec import BEHAVIOUR_CLASSES, CANDIDATE_BLOCKS, USER_BLOCKS
 from stream_dmgin.native import f32, f64, i8, i32, i64, kernel, u8, u64
@@ -57,7 +57,7 @@ def find_read(w: Any, r: Any, scratch: Any) -> None:
         item, cls = u64(where[US_ITEM], (UB, US)), u8(where[US_CLS], (UB, US))
         for e in range(min(RING, i32(where[US_LEN], (UB,))[r])):
             if cls[r, e] != NEGATIVE:
-                row = _row_of(where[W_CATALOGUE], item[r, e])
+                row = find_embedded(where[W_CATALOGUE], item[r, e])
                 if row >= 0 and not _among(rows, n, row):
                     rows[n] = row
                     n += 1
@@ -85,21 +85,13 @@ def put_passed_user(w: Any, r: Any, scratch: Any, to: Any) -> None:
         UB, UM = where[D_UB], where[D_UM]
         item = u64(where[UM_ITEM], (UB, UM))
         for e in range(min(RING, i32(where[UM_LEN], (UB,))[r])):
-            row = _row_of(where[W_CATALOGUE], item[r, e])
+            row = find_embedded(where[W_CATALOGUE], item[r, e])
             if row >= 0 and not _among(read, n_read, row) and not _among(rows, n, row):
                 rows[n] = row
                 n += 1
     f64(scratch + _SET, (3,))[_N] = n
     _settle(where[W_CATALOGUE], scratch + _SET)
     out[0] = log_count(f32(where[W_LOGS], (LOGS,)), n)
-
-
-@kernel
-def _row_of(catalogue: Any, h: Any) -> Any:
-    """The row of an item in the catalogue, by its hash; -1 where it is unknown or has no embedding."""
-    k = i64(catalogue, (N_ADDRESSES,))
-    row = find_item(catalogue, h)
-    return row if row >= 0 and f32(k[K_INVERSE], (k[K_CAPACITY],))[row] != 0 else -1
 
 
 @kernel

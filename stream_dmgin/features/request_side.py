@@ -23,7 +23,9 @@ from stream_dmgin.counters.read import (
     smoothed_logit,
 )
 from stream_dmgin.counters.trend import N_TREND, N_TREND_USER, TREND_SCRATCH, put_trend, read_whole
+from stream_dmgin.features.audience import AUDIENCE_SCRATCH, put_audience, put_audience_user
 from stream_dmgin.features.blocks import (
+    AUDIENCE,
     CONTENT,
     ENGAGEMENT,
     FATIGUE,
@@ -103,6 +105,8 @@ from stream_dmgin.features.content import (
     CONTENT_SCRATCH,
     N_CONTENT,
     N_CONTENT_USER,
+    N_PASSED,
+    N_PASSED_USER,
     find_read,
     put_content,
     put_content_user,
@@ -167,7 +171,8 @@ _S_TASTE = _S_TREND + TREND_SCRATCH
 _S_FATIGUE = _S_TASTE + TASTE_SCRATCH
 _S_ONLINE = _S_FATIGUE + FATIGUE_SCRATCH
 _S_CONTENT = (_S_ONLINE + ONLINE_SCRATCH + 7) // 8 * 8
-SCRATCH = _S_CONTENT + CONTENT_SCRATCH
+_S_AUDIENCE = _S_CONTENT + CONTENT_SCRATCH
+SCRATCH = _S_AUDIENCE + AUDIENCE_SCRATCH
 _RATE_12H = N_RATES + 1  # among an entity's features
 
 
@@ -461,6 +466,9 @@ def _put_candidate(
         out += 4 * N_CONTENT
     if blocks & PASSED:
         put_passed(w, row, scratch + _S_CONTENT, out)
+        out += 4 * N_PASSED
+    if blocks & AUDIENCE:
+        put_audience(counters, h, scratch + _S_AUDIENCE, out)
 
 
 @kernel
@@ -536,6 +544,9 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
             user += 4 * N_CONTENT_USER
         if where[D_BLOCKS] & PASSED:
             put_passed_user(w, r, scratch + _S_CONTENT, user)
+            user += 4 * N_PASSED_USER
+        if where[D_BLOCKS] & AUDIENCE:
+            put_audience_user(w, r, scratch + _S_AUDIENCE, user)
         x_cat[b] = numbers[b, 1]
         start, n = numbers[b, 3], min(C, numbers[b, 4] - numbers[b, 3])
         at, place = b * C, places.ctypes.data + 8 * PLACE * b

@@ -68,6 +68,7 @@ CLASS_OF_TYPE = {
 N_CLS = len(BEHAVIOUR_CLASSES)
 
 RING = 64  # entries of a user's two rings in the state, at most: what is newest of a life
+INTERESTS, INTEREST_EVENTS = 4096, 4  # events that a user's profile is made of, at most: in all, of one group
 
 N_AGE = 32  # bucket = min(31, floor(2 * log2(1 + minutes)))
 N_DWELL = 16
@@ -131,6 +132,7 @@ USER_BLOCKS = {
     "online": tuple(f"online_residual_{x}" for x in ("1h", "24h", "ring", "surface")),
     "content": ("content_log1p_items", "content_alike"),  # the items of the ring of events that have an embedding
     "passed": ("passed_log1p_items",),  # those of the ring of impressions that are none of the former
+    "audience": ("audience_log1p_events",),  # what the user's profile was made of
 }  # fmt: skip
 CANDIDATE_BLOCKS = {
     "session": (), "surface": (),
@@ -156,6 +158,7 @@ CANDIDATE_BLOCKS = {
         "content_mean", "content_cosine", "content_max", "content_top3", "content_recent", "content_attention",
     ),
     "passed": tuple(f"passed_{x}" for x in ("mean", "cosine", "max", "top3", "recent", "attention")),
+    "audience": ("audience_clicked", "audience_left"),  # likeness of the user to those who clicked the item, to those who left it
 }  # fmt: skip
 BLOCKS = tuple(USER_BLOCKS)
 
@@ -163,7 +166,7 @@ BLOCKS = tuple(USER_BLOCKS)
 @dataclass(frozen=True)
 class InputSpec:
     """Sizes of the inputs; part of a model's config. `item_numbers`: numeric `attrs` of items, appended to c_dense as log1p;
-    `embedding`: how many numbers the items' embeddings have, for the blocks `content` and `passed`."""
+    `embedding`: how many numbers the items' embeddings have, for the blocks `content`, `passed` and `audience`."""
 
     groups: int = 64  # G, at most 128
     events: int = 16  # L, at most 32
@@ -192,7 +195,12 @@ class InputSpec:
     @property
     def reads_embeddings(self) -> int:
         """How many numbers of the items' embeddings the inputs need; 0: none are read."""
-        return self.embedding if {"content", "passed"} & {*self.blocks} else 0
+        return self.embedding if {"content", "passed", "audience"} & {*self.blocks} else 0
+
+    @property
+    def interests(self) -> int:
+        """How many events must be read of a user's state for the profile; 0: it is not read."""
+        return INTERESTS if "audience" in self.blocks else 0
 
     @property
     def candidate_features(self) -> tuple[str, ...]:
@@ -208,11 +216,13 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Reads:
-    """What models need of a process beyond states and counters. `online`: the model behind the inputs of that name; `embedding`: how
-    many numbers of the items' embeddings, 0: none."""
+    """What models need of a process beyond states and counters. `online`: what is learnt from the counters topic, behind the inputs of that
+    name and `audience`; `embedding`: how many numbers of the items' embeddings, 0: none; `audience`: that events are published with their
+    users' profiles."""
 
     online: bool = False
     embedding: int = 0
+    audience: bool = False
 
     @classmethod
     def of(cls, specs: Iterable[InputSpec]) -> Reads:
@@ -224,7 +234,8 @@ class Reads:
                 f"these models read embeddings of {' and '.join(map(str, sorted(widths)))} numbers: an item has one embedding. Take them "
                 "one by one, or train them for the same"
             )
-        return cls(any("online" in s.blocks for s in some), max(widths, default=0))
+        audience = any("audience" in s.blocks for s in some)
+        return cls(audience or any("online" in s.blocks for s in some), max(widths, default=0), audience)
 
 
 NOTHING = Reads()

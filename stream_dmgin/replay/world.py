@@ -14,6 +14,7 @@ from stream_dmgin.counters.increments import Increments
 from stream_dmgin.counters.learner import STRETCH, OnlineModel
 from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.features.catalogue import Catalogue
+from stream_dmgin.features.profile import Profiles
 from stream_dmgin.features.spec import NOTHING, Reads
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.replay.guard import Guard
@@ -34,13 +35,15 @@ class World:
         self.catalogue = Catalogue(embedding=reads.embedding)
         for item in source.items():
             self.catalogue.upsert(item)
+        self._profiles = Profiles(self.catalogue) if reads.audience else None
 
     def count(self, shared: bool) -> None:
         """Bring what the engines folded since the last call into the counters, or drop it where it is not `shared`."""
         for engine in self.engines.values():
             raw = engine.take_increments()
+            audience = None if self._profiles is None else self._profiles.audience(engine)
             if shared and len(raw.count):
-                self.counters.take(Increments.from_raw(raw, self.catalogue))
+                self.counters.take(Increments.from_raw(raw, self.catalogue, audience))
 
     def settle(self) -> None:
         """Let the engines forget which events are new: nothing is written from here."""

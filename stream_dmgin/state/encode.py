@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stream_dmgin.state.fold import count_at
+from stream_dmgin.state.fold import LOW32, count_at
 from stream_dmgin.state.jit import kernel, st8
 from stream_dmgin.state.layout import (
     A_,
@@ -207,7 +207,7 @@ def encode_dirty(addresses: Any, start: Any, O: Any, K: Any, ops: Any) -> Any:
                 if S.D[at + D_TSF] & F_VALUE:
                     O[o] = S.D[at + D_VALUE]
                     o += 1
-                e = S.D[at + D_PREV]
+                e = S.D[at + D_PREV] & LOW32
             S.U[b + U_DELTAROWS] += 1
             S.U[b + U_DELTABYTES] = delta
         else:

@@ -31,7 +31,7 @@ from stream_dmgin.state.arrays import UserArrays
 from stream_dmgin.state.cold import ColdUsers
 from stream_dmgin.state.erased import Erased
 from stream_dmgin.state.hash import ADDRESS_OF_BYTES, hash64
-from stream_dmgin.state.increments import RawIncrements, increments_of
+from stream_dmgin.state.increments import CLICK_BIT, Encounters, RawIncrements, encounters_of, increments_of
 from stream_dmgin.state.memory import Memory
 from stream_dmgin.state.parse import EventColumns
 from stream_dmgin.state.rows import base_key, delta_keys, rows_of, spill_keys
@@ -42,8 +42,8 @@ USER_BYTES = 2000  # about what a user takes, until there are some
 ROWS_AT_LEAST = 256
 SHARE = 0.75  # of the cap is for what is used
 SMALLEST = 2 << 20  # bytes of arrays that any engine may have
-_CLICK, _ORDER, _ENGAGEMENT = 1, 2, 4
-_METRIC_BITS = {"click": _CLICK, "payment": _ORDER, "weak": _ENGAGEMENT, "strong": _ENGAGEMENT}
+_ORDER, _ENGAGEMENT = 2, 4
+_METRIC_BITS = {"click": CLICK_BIT, "payment": _ORDER, "weak": _ENGAGEMENT, "strong": _ENGAGEMENT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class StateEngine:
         self._cold, self._write_back = ColdUsers(self._mem, db), WriteBack(self._mem)
         self._types_known = 0
         self._broken = False
-        self._evicted = 0
+        self._evicted = self._encountered = 0
         self._maintenance = threading.Lock()  # a compaction in another thread, which `close` must not cross
         self._set_types()
         self.map_id: str | None = None  # the group map of the last commit; None before the first
@@ -192,11 +192,17 @@ class StateEngine:
         S.M[at_.M_INCS] = 0
         return out
 
+    def take_encounters(self) -> Encounters:
+        """Who saw and who clicked what: impressions and clicks folded since the last call, or the last commit."""
+        out = encounters_of(self._mem.S, self._encountered)
+        self._encountered = int(self._mem.S.M[at_.M_DTOP])
+        return out
+
     def commit(self, puts: Iterable[tuple[bytes, bytes]] = (), deletes: Iterable[bytes] = ()) -> CommitStats:
         """Write what changed, the next offsets and the caller's side rows in one atomic batch; then bring the cache under its
         cap. Raises StreamDmginError when the store can't be written: the engine is of no use then, open it again."""
         begin = time.perf_counter()
-        users = int(self._mem.S.M[at_.M_NDIRTY])
+        users, self._encountered = int(self._mem.S.M[at_.M_NDIRTY]), 0
         if self._db is None:
             entry.forget_deltas(self._mem.addresses)
             for k in deletes:
@@ -245,6 +251,19 @@ class StateEngine:
             m = readout.read_users(self._mem.addresses, ids, lengths, out.addresses, at, rows, missing)
             if m:
                 readout.read_unknown(self._mem.addresses, out.addresses, missing[:m] + at)
+        if out.i_item.shape[1]:
+            slots = [entry.cached_slot(self._mem.addresses, i, k) for i, k in zip(ids, lengths, strict=True)]
+            self.read_interests(np.array(slots, np.int64), out, at)
+
+    def read_interests(self, slots: NDArray[np.int64], out: UserArrays, at: int = 0) -> None:
+        """Fill the interests of rows at.. of `out` with the users in these slots, who are in memory (`take_encounters`); -1: nobody. Loads
+        their cold groups, which may cost some 100 us a user."""
+        if len(slots) + at > len(out.n_events):
+            raise ValueError(f"read_interests: {len(slots)} users from row {at} on don't fit {len(out.n_events)} rows")
+        for u in slots.tolist():
+            if u >= 0:
+                self._cold.load_spill(u)
+        readout.read_interests(self._mem.addresses, slots, out.addresses, at)
 
     def version(self, user_id: bytes) -> int:
         """A number that changes with each counted event of the user and each new group map; 0 for an unknown user."""

@@ -574,6 +574,7 @@ def fold_rows(
         S.U[b + U_DELTA] = S.M[M_DTOP]
         S.U[b + U_DELTAWORDS] += 4 if flags & F_VALUE else 3
         if o >= S.P[3 + t]:
+            S.D[at + D_PREV] |= (u + 1) << 32
             count_increment(S, item, kind, t == 0, ts[r], d, np.int64(surface[r]))
     S.M[M_POS] = len(rows)
     return DONE, counted

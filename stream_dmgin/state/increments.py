@@ -1,4 +1,4 @@
-"""Increments of the counters shared by all users, as the fold accumulates them: item level, before the catalogue."""
+"""What the fold has for the counters shared by all users: increments, at item level, before the catalogue; and who saw and clicked what."""
 
 from __future__ import annotations
 
@@ -8,7 +8,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_dmgin.state.layout import CW, I_HASH, INC_BUCKET, INC_ITEM, INC_SURFACE, IW, METRICS, Mem
+from stream_dmgin.state.layout import (
+    CW,
+    D_ITEM,
+    D_PREV,
+    D_TSF,
+    DW,
+    F_IMPRESSION,
+    I_HASH,
+    INC_BUCKET,
+    INC_ITEM,
+    INC_SURFACE,
+    IW,
+    M_DTOP,
+    METRICS,
+    T_METRICS,
+    TW,
+    Mem,
+)
+
+CLICK_BIT = 1  # of T_METRICS: an event of this type is a click
 
 
 @dataclass(slots=True)
@@ -40,3 +59,27 @@ def increments_of(mem: Mem, name_of: Callable[[int], str]) -> RawIncrements:
     hashes = mem.I.reshape(-1, IW)[item, I_HASH].view(np.uint64)
     bucket, surface = (key >> INC_BUCKET) & ((1 << INC_ITEM - INC_BUCKET) - 1), (key & INC_SURFACE).astype(np.uint8)
     return RawIncrements(hashes, bucket, metric.astype(np.uint8), rows[at, 1 + metric], item, surface, name_of)
+
+
+@dataclass(slots=True)
+class Encounters:
+    """Impressions and clicks that count in the increments, in the order of the log: the slot of the user, the item's hash, whether it is
+    a click. Slots are good until the next commit."""
+
+    slot: NDArray[np.int64]
+    item_hash: NDArray[np.uint64]
+    clicked: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+
+def encounters_of(mem: Mem, since: int) -> Encounters:
+    """Those among the uncommitted events from number `since` on."""
+    rows = mem.D.reshape(-1, DW)[since : mem.M[M_DTOP]]
+    shown = rows[:, D_TSF] & F_IMPRESSION != 0
+    adds = mem.T.reshape(-1, TW)[rows[:, D_TSF] >> 8 & 255, T_METRICS]
+    user = rows[:, D_PREV] >> 32
+    take = (user > 0) & (shown | (adds & CLICK_BIT != 0))
+    rows, clicked = rows[take], ~shown[take]
+    return Encounters(user[take] - 1, mem.I.reshape(-1, IW)[rows[:, D_ITEM], I_HASH].view(np.uint64), clicked)

@@ -98,6 +98,7 @@ TW = 12
 (T_HASH, T_LEN, T_CLASS, T_METRICS, T_NAME) = range(5)
 CLICK = BEHAVIOUR_CLASSES.index("click")  # a class of types
 DW = 6
+# D_PREV: number + 1 of the user's event before it, | (slot + 1) << 32 where the event counts in the increments
 (D_TSF, D_EID, D_ITEM, D_DWELL, D_VALUE, D_PREV) = range(6)
 METRICS = 5
 CW = 8  # key, METRICS counts, two words unused: a cache line

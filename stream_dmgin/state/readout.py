@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from stream_dmgin.features.spec import N_CLS
+from stream_dmgin.features.spec import BEHAVIOUR_CLASSES, INTEREST_EVENTS, N_CLS
 from stream_dmgin.state.fold import count_at
 from stream_dmgin.state.hash import P1, P2, P3, P5, finish, mix, rotl, xxh64
 from stream_dmgin.state.jit import kernel, pointer
@@ -52,12 +52,15 @@ from stream_dmgin.state.layout import (
     U_ORDER,
     U_SHORT,
     U_SHORTRING,
+    U_TABLE,
+    U_TABLECAP,
     USER_RING,
     UW,
 )
 from stream_dmgin.state.mem import find_user, mem_at
 
 LOW32 = (1 << 32) - 1
+INTERESTED = tuple(BEHAVIOUR_CLASSES.index(c) for c in ("click", "weak", "strong", "payment"))
 I64_MAX = (1 << 63) - 1
 U = np.uint64
 
@@ -252,6 +255,55 @@ def read_users(addresses: Any, ids: Any, lengths: Any, out: Any, at: Any, rows: 
         else:
             read_user(S, u, out, at + i)
     return m
+
+
+@kernel
+def says_yes(S: Any, t: Any) -> Any:
+    """Whether an event of this type is one of interest: its class is one of INTERESTED."""
+    c = S.T[t * TW + T_CLASS]
+    return c == INTERESTED[0] or c == INTERESTED[1] or c == INTERESTED[2] or c == INTERESTED[3]
+
+
+@kernel
+def read_interests(addresses: Any, slots: Any, out: Any, at: Any) -> None:
+    """Fill the interests of rows at.. with the users in these slots, all of whose groups are in memory; slot -1: nobody."""
+    S = mem_at(addresses)
+    A, G, room = S.A, S.G, out[3 + 35]
+    n = at + len(slots)
+    lengths, items, weights = (
+        small(out, 32, n),
+        one(out, 33, n * room),
+        carray(pointer(out[3 + 34]), (n * room,), np.float64),
+    )
+    for i in range(len(slots)):
+        u, to, used = slots[i], (at + i) * room, 0
+        b = u * UW
+        cap = S.U[b + U_TABLECAP] if u >= 0 else np.int64(0)
+        table = S.U[b + U_TABLE] if cap else np.int64(0)
+        keys = np.empty(cap, np.int64)
+        named = 0
+        for k in range(cap):
+            if A[table + 2 * k + 1] and A[table + 2 * k] >= 0:
+                keys[named] = A[table + 2 * k] << 32 | (A[table + 2 * k + 1] - 1)
+                named += 1
+        keys[:named].sort()  # the table's order is that of their coming
+        for key in keys[:named]:
+            g = key & LOW32
+            c, life, first = g * GW, np.int64(0), used
+            meta = G[c + G_META]
+            for j in range((meta >> 24) & 0xFFFF):
+                count = count_at(S, g, j)
+                if says_yes(S, (count >> 56) & 255):
+                    life += count & ((1 << 56) - 1)
+            length, cap_, start, ring = meta & 0xFF, (meta >> 8) & 0xFF, (meta >> 16) & 0xFF, G[c + G_RING]
+            for j in range(length):
+                e = ring + ((start + length - 1 - j) & (cap_ - 1))
+                if used < min(room, first + INTEREST_EVENTS) and says_yes(S, (A[e + cap_] >> 8) & 255):
+                    items[to + used] = S.I[(A[e + 2 * cap_] & LOW32) * IW + I_HASH]
+                    used += 1
+            for j in range(first, used):
+                weights[to + j] = np.float64(life) / (used - first)
+        lengths[at + i] = used
 
 
 @kernel

@@ -36,13 +36,14 @@ def events(n: int, users: int, items: int, first: int) -> EventColumns:
 def main() -> None:
     """Call every kernel, in memory and with a store, with growth, eviction, loading, spilling and merging."""
     rows = np.arange(3000, dtype=np.int32)
-    out = UserArrays.allocate(2)
+    out = UserArrays.allocate(2, interests=8)
     with tempfile.TemporaryDirectory(prefix="stream-dmgin-warm-") as d:
         for path in (None, f"{d}/0"):
             engine = StateEngine.open(path, 0, GroupMap.empty(), cache_bytes=1 << 16, durable=False)
             engine.fold(events(3000, 2, 1500, 0), rows)
             engine.fold(events(3000, 400, 2, 3000), rows)
             engine.take_increments()
+            engine.read_interests(engine.take_encounters().slot[:2], out)
             engine.commit()
             engine.fold(events(800, 2, 1500, 6000), rows[:800])
             engine.commit()

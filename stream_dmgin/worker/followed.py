@@ -55,9 +55,9 @@ class Followed:
         self._items_next = dict(items)
         # What was ordered is known before anything is folded: erased users must not come back, poison must not be touched
         self.control, bad, following = read_control(log, prefix)
-        reads = needs(self.control.others)
-        self.catalogue = Catalogue(embedding=reads.embedding)
-        self._shared = SharedCounters.restore(rows, reads.online)
+        self.reads = needs(self.control.others)
+        self.catalogue = Catalogue(embedding=self.reads.embedding)
+        self._shared = SharedCounters.restore(rows, self.reads.online)
         self._reader: Reader = log.reader([self._counters_topic, self._items_topic, prefix + topics.CONTROL])
         starts = {(self._items_topic, p): -2 for p in items} | {(prefix + topics.CONTROL, 0): following}
         self._reader.assign({(self._counters_topic, 0): self._shared.next_offset, **starts})

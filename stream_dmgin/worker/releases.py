@@ -31,7 +31,7 @@ def reads(settings: Settings, control: Mapping[str, Any]) -> Reads:
     Where the two read embeddings of different widths, the first counts: it is what a worker begins with."""
     from stream_dmgin.models.registry import describe, find_model
 
-    online, embedding = bool(settings["worker.online"]), 0
+    online, audience, embedding = bool(settings["worker.online"]), bool(settings["worker.audience"]), 0
     record = control.get(KEY)
     for name in (settings["worker.model"], record.get("id") if isinstance(record, Mapping) else None):
         if not isinstance(name, str):
@@ -40,9 +40,9 @@ def reads(settings: Settings, control: Mapping[str, Any]) -> Reads:
             spec = InputSpec.of(describe(find_model(name, settings.data_dir))["config"]["spec"])
         except (StreamDmginError, ValueError, TypeError):
             continue  # item rates; or it is said when the model is loaded
-        online |= "online" in spec.blocks
-        embedding = embedding or spec.reads_embeddings
-    return Reads(online, int(settings["worker.embedding"]) or embedding)
+        needs = Reads.of([spec])
+        online, audience, embedding = online or needs.online, audience or needs.audience, embedding or needs.embedding
+    return Reads(online or audience, int(settings["worker.embedding"]) or embedding, audience)
 
 
 class ScorersByMap:

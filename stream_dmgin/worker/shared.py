@@ -15,6 +15,7 @@ import msgspec
 
 from stream_dmgin import topics
 from stream_dmgin.counters.increments import Increments, decode
+from stream_dmgin.features.profile import Profiles
 from stream_dmgin.log.base import TP, Log, Writer
 from stream_dmgin.worker.followed import Followed, Needs, nothing
 from stream_dmgin.worker.health import Health
@@ -43,6 +44,7 @@ class Shared(Followed):
     ) -> None:  # fmt: skip
         super().__init__(log, prefix, directory, health, needs)
         self._writer = writer
+        self._profiles = Profiles(self.catalogue) if self.reads.audience else None
         self._outboxes: dict[int, Outbox] = {}
         self.failure: BaseException | None = None  # increments that could not be written to the log
 
@@ -81,7 +83,8 @@ class Shared(Followed):
         if len(raw.count) == 0 and sum(n - box.since.get(t, 0) for t, n in offsets.items()) < UNCOUNTED:
             return [], deletes
         to = {n: max(box.since.get(n, 0), offsets[n]) for n in range(len(topics.EVENTS))}
-        values = Increments.from_raw(raw, self.catalogue).encode(o.partition, box.since, to, uuid.uuid4().hex)
+        audience = None if self._profiles is None else self._profiles.audience(o.engine)
+        values = Increments.from_raw(raw, self.catalogue, audience).encode(o.partition, box.since, to, uuid.uuid4().hex)
         puts = []
         for value in values:
             puts.append((OUTBOX + box.sequence.to_bytes(8, "big"), value))

@@ -5,29 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import msgpack
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from stream_dmgin.counters.increments import decode
 from stream_dmgin.datasets import form
 from stream_dmgin.features.spec import BLOCKS, InputSpec
 from stream_dmgin.log.base import open_log
 from stream_dmgin.models.calibration import Calibration
 from stream_dmgin.models.registry import save_model, untrained
 from stream_dmgin.models.trunk import DMGINConfig
+from stream_dmgin.replay.logsource import read_all
+from tests.commands import CLI, js
 from tests.logs import dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-CLI = [sys.executable, "-m", "stream_dmgin.cli.main"]
-
-
-def js(*args: object, ok: tuple[int, ...] = (0,)) -> dict:
-    p = subprocess.run([*CLI, *map(str, args), "-o", "json"], capture_output=True, text=True, timeout=300, check=False)
-    assert p.returncode in ok, f"{args}: exit {p.returncode}: {p.stderr[-2000:]}"
-    return json.loads(p.stdout)
 
 
 def model(directory: Path, seed: int) -> Path:
@@ -55,7 +51,11 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     args = ["--log", f"file:{base / 'log'}", "--data-dir", str(base)]
     js("topics", "apply", *args, "--partitions", 2)
     js("topics", "import", base / "data", *args)
-    done = js("worker", *args, "--until-end", "--ordered", "--model", base / "models" / "one", "--http", "off")
+    items = pq.read_table(base / "data" / "items.parquet", columns=["item_id"])["item_id"].to_pylist()
+    named = [f"{i},{k % 5}\n" for k, i in enumerate(items) if k % 4]
+    (base / "groups.csv").write_text("item_id,group\n" + "".join(named))
+    how = ["--model", base / "models" / "one", "--groups", base / "groups.csv", "--http", "off"]
+    done = js("worker", *args, "--until-end", "--ordered", *how)
     assert done["scores"] == 300
     return base, args
 
@@ -65,6 +65,21 @@ def test_scores_are_reproduced_from_the_log(scored: tuple[Path, list[str]]) -> N
     found = js("replay", "--verify", 60, *args)
     assert found["checked"] == found["reproduced"] == found["state_identical"] == 60
     assert found["unexplained"] == 0 and found["max_abs_diff"] <= 1e-6
+
+
+def test_the_counters_topic_says_who_saw_and_who_clicked(scored: tuple[Path, list[str]]) -> None:
+    base, _ = scored
+    met = {0: 0, 1: 0}
+    with open_log(f"file:{base / 'log'}") as log:
+        for value in read_all(log, ["dmgin.counters"]).values:
+            taught = decode(value).increments.audience
+            assert taught is not None
+            for kind in met:
+                met[kind] += int(taught.count[taught.metric == kind].sum())
+            assert (np.linalg.norm(taught.sum / taught.count[:, None], axis=1) < 128).all()
+    # most users had a profile by then: it is that of the moment of publication, from the second event on
+    events = pq.read_table(base / "data" / "events.parquet", columns=["topic"])["topic"].to_pylist()
+    assert all(0.5 < met[k] / events.count(t) <= 1 for k, t in enumerate(("impressions", "clicks")))
 
 
 def test_scores_of_the_log_are_measured_by_its_clicks(scored: tuple[Path, list[str]]) -> None:

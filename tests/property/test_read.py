@@ -87,6 +87,26 @@ def check(pair: Pair, users: list[str], a: UserArrays, at: int) -> None:
             assert (a.m_item[b, e], a.m_ts[b, e]) == (hash64(k.item_id), k.ts)
 
 
+def check_interests(pair: Pair, users: list[str], a: UserArrays, at: int) -> None:
+    """What profiles are made of: of all groups with a number, also cold ones, the newest four events of interest."""
+    o, yes = pair.oracle, {klass(c) for c in ("click", "share", "like", "order")}
+    for b, u in enumerate(users, at):
+        want = []
+        for g in sorted(
+            (g for g in (o.show(u) or {"groups": []})["groups"] if isinstance(g["group"], int)),
+            key=lambda g: g["group"],
+        ):
+            life = sum(n for kind, n in g["counts"].items() if klass(kind) in yes)
+            newest = [k for k in o.recent(u, g["group"]) if klass(k.type) in yes][:4]
+            want += [(hash64(k.item_id), life / len(newest)) for k in newest]
+        want = want[: a.i_item.shape[1]]
+        n = int(a.i_len[b])
+        if len(want) == a.i_item.shape[1]:  # the last group may be cut
+            assert n == len(want) and a.i_item[b, :n].tolist() == [i for i, _ in want]
+        else:
+            assert [*zip(a.i_item[b, :n].tolist(), a.i_weight[b, :n].tolist(), strict=True)] == want
+
+
 def _or_none(x: int | None) -> int:
     return -1 if x is None else x
 
@@ -115,9 +135,11 @@ def test_the_arrays_say_what_the_oracle_says(shape: Shape, seed: int, tiny: bool
             some = r.sample(users, r.randrange(1, len(users) + 1))
             at = r.randrange(3)
             for g, e in sizes:
-                a = UserArrays.allocate(len(some) + at, g, e)
+                a = UserArrays.allocate(len(some) + at, g, e, room := r.choice([0, 5, 4096]))
                 pair.engine.read([u.encode() for u in some], a, at)
                 check(pair, some, a, at)
+                if room:
+                    check_interests(pair, some, a, at)
             if r.random() < 0.5:
                 pair.commit()
         one, two = UserArrays.allocate(len(users), 128, 32), UserArrays.allocate(len(users), 3, 2)

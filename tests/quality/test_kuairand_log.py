@@ -3,9 +3,6 @@ day, and the scores are those that `evaluate` gives, and reproducible: of the re
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +16,15 @@ from stream_dmgin.datasets.grouping import group_map
 from stream_dmgin.training import recipes
 from stream_dmgin.training.content import embedded
 from stream_dmgin.training.evaluate import Plan, days, evaluate_all
+from tests.commands import js
 
 DATA = Path("../shared/data/kuairand_pure")
-CLI = [sys.executable, "-m", "stream_dmgin.cli.main"]
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not here: bring the files of KuaiRand-Pure to run this"),
 ]
-
-
-def js(*args: object) -> dict:
-    p = subprocess.run([*CLI, *map(str, args), "-o", "json"], capture_output=True, text=True, timeout=600, check=False)
-    assert p.returncode == 0, f"{args}: exit {p.returncode}: {p.stderr[-2000:]}"
-    return json.loads(p.stdout)
 
 
 @pytest.fixture(scope="module")

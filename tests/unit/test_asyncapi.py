@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from stream_dmgin import control, records, topics
+from stream_dmgin.counters.audience import WIDTH, Audience
 from stream_dmgin.counters.increments import Increments
 from stream_dmgin.groups import wire
 from stream_dmgin.log import manage
@@ -182,8 +183,10 @@ def test_increments_are_those_of_the_code() -> None:
     )
     [value] = counted.encode(3, {0: 1}, {0: 5}, "a-1")
     assert set(msgpack.unpackb(value)) == set(SCHEMAS["Increments"]["required"])
-    on_surface = replace(counted, surface=np.array([4], np.uint8))
-    [value] = on_surface.encode(3, {0: 1}, {0: 5}, "a-1")
+    one = np.ones(1, np.int32)
+    audience = Audience(one.astype(np.uint64), one.astype(np.uint8), one, np.ones((1, WIDTH), np.int32))
+    whole = replace(counted, surface=np.array([4], np.uint8), audience=audience)
+    [value] = whole.encode(3, {0: 1}, {0: 5}, "a-1")
     assert set(msgpack.unpackb(value)) == set(SCHEMAS["Increments"]["properties"])
 
 

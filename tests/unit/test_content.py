@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from stream_dmgin.cli.main import cli
 from stream_dmgin.datasets import form
 from stream_dmgin.datasets.content import Embedding, check_embeddings, embed, with_embeddings
+from stream_dmgin.datasets.grouping import group_map
 from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.groups import coread
@@ -145,6 +146,21 @@ def test_clicks_alone_make_embeddings_and_only_earlier_ones() -> None:
     with pytest.raises(InputError, match="clicks that were visible before"):
         embed(data, Embedding("clicks", 8))
     check_embeddings(with_embeddings(data, made.vectors), replace(SPEC, blocks=("passed",)))
+
+
+def test_items_without_groups_or_categories_get_groups_of_like_ones() -> None:
+    data = log_with_words()
+    made = embed(data, Embedding("clicks", 8, T0 + 10_000_000)).vectors
+    full = with_embeddings(data, made)
+    group = group_map(full)
+    known = made.any(1)
+    ids = data.items["item_id"].to_pylist()
+    assert set(group.items) == {i for i, k in zip(ids, known, strict=True) if k} and len(group.sizes()) <= 64
+    assert group.id == group_map(with_embeddings(data, made)).id  # the same again
+    few = with_embeddings(data, np.where(np.arange(41)[:, None] % 4 == 0, made, 0))
+    assert len(group_map(few)) == (known & (np.arange(41) % 4 == 0)).sum()
+    named = data.items.set_column(data.items.column_names.index("category"), "category", pa.array(["c"] * 40 + [None]))
+    assert group_map(with_embeddings(replace(data, items=named), made)).sizes() == {0: 40}
 
 
 def test_nothing_to_make_embeddings_of() -> None:

@@ -22,6 +22,7 @@ from stream_dmgin.features.catalogue import Catalogue
 from stream_dmgin.features.spec import InputSpec
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.native import hash_ids
+from tests.learnt import folded, learnt
 
 B = 1_900_000
 ITEMS = hash_ids([f"i{k}" for k in range(60)])
@@ -45,18 +46,6 @@ def topic(limit: int = 512 * 1024, rows: int = 60) -> list[bytes]:
         x, p = some(rows, k), k % 2
         out += x.encode(p, {0: k // 2, 1: 0, 2: 0}, {0: k // 2 + 1, 1: 0, 2: 0}, "a", limit)
     return out
-
-
-def folded(values: list[bytes]) -> SharedCounters:
-    s = SharedCounters(online=True)
-    for v in values:
-        s.fold(v, s.next_offset)
-    return s
-
-
-def learnt(s: SharedCounters) -> bytes:
-    assert s.table.online is not None
-    return s.table.online.canonical()
 
 
 def test_it_is_what_plain_python_learns() -> None:

@@ -14,6 +14,7 @@ from features_checks import SPEC, check_request, check_user
 from features_reference import Counters, World, h64
 from features_states import HOUR, SURFACES, Arrays, random_state
 
+from stream_dmgin.counters.audience import WIDTH, Audience
 from stream_dmgin.counters.increments import Increments
 from stream_dmgin.counters.learner import OnlineModel
 from stream_dmgin.counters.table import CounterTable
@@ -67,12 +68,19 @@ class Case:
         age = (10 ** r.uniform(0, 3.7, n)).astype(np.int64) - 3  # buckets; a few lie ahead of now
         buckets, metrics, counts = NOW // 900_000 - age, r.integers(0, 5, n), r.integers(1, 1000, n)
         surfaces = SURFACES[r.integers(0, 4, n)] * (np.array(kinds) == 0)
+        known = np.array([h64(n) for n in self.names[:35]], np.uint64)
+        met = (r.random(200) < 0.2).astype(np.uint8), r.choice([1, 7, 300], 200).astype(np.int32)
+        audience = Audience(
+            r.choice(known, 200), *met, (r.uniform(-127, 127, (200, WIDTH)) * met[1][:, None]).astype(np.int32)
+        )
         self.table.take(
             Increments(
                 np.array(kinds, np.uint8), np.array(names, np.uint64), buckets, metrics.astype(np.uint8), counts,
-                surfaces.astype(np.uint8),
+                surfaces.astype(np.uint8), audience,
             )
         )  # fmt: skip
+        columns = (audience.hash, audience.metric, audience.count, audience.sum)
+        self.reference.audiences.learn(zip(*(c.tolist() for c in columns), strict=True))
         rows = list(
             zip(kinds, names, buckets.tolist(), metrics.tolist(), counts.tolist(), surfaces.tolist(), strict=True)
         )
@@ -123,6 +131,7 @@ def test_optional_blocks_change_no_other_input() -> None:
         ("trend", "fatigue"),
         ("online", "content"),
         ("content", "passed"),
+        ("passed", "audience"),
     ):
         some = replace(SPEC, blocks=blocks)
         a, b, c = (Inputs.allocate(s, 6, 40) for s in (plain, some, SPEC))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from audience_reference import rounded
 from features_checks import SPEC, check_request, check_user
 from features_reference import Counters, World, h64
 
@@ -18,6 +19,7 @@ from stream_dmgin.counters.table import CounterTable
 from stream_dmgin.features.build import FeatureBuilder
 from stream_dmgin.features.catalogue import Catalogue
 from stream_dmgin.features.inputs import Inputs
+from stream_dmgin.features.profile import Profiles
 from stream_dmgin.features.spec import BEHAVIOUR_CLASSES, CLASS_OF_TYPE, COUNTER_METRICS
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import Record, batch_of
@@ -79,6 +81,14 @@ def count(reference: Counters, topic: str, e: Event, item: Item | None) -> None:
                     reference.add(kind, h64(name), e.ts // 900_000, metric, int(found[metric]))
 
 
+def is_met(topic: str, e: Event) -> bool:
+    """Whether the event is an impression or a click, by its type where it has one."""
+    return (
+        topic == "impressions"
+        or CLASS_OF_TYPE.get(e.type or ("click" if topic == "clicks" else "other"), "other") == "click"
+    )
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_events_become_the_inputs_that_the_page_promises(seed: int) -> None:
     r = np.random.default_rng(seed)
@@ -99,7 +109,8 @@ def test_events_become_the_inputs_that_the_page_promises(seed: int) -> None:
     catalogue, table, reference = Catalogue(SPEC), CounterTable(OnlineModel()), Counters()
     for item in items.values():
         catalogue.upsert(item)
-    engine = StateEngine.open(None, 0, groups)
+    engine, profiles = StateEngine.open(None, 0, groups), Profiles(catalogue)
+    world = World(SPEC, items, groups.items, reference)
     log = events(r, 600)
     next_offset = dict.fromkeys(EVENTS, 0)
     for start in range(0, len(log), 150):
@@ -111,12 +122,17 @@ def test_events_become_the_inputs_that_the_page_promises(seed: int) -> None:
         batch = batch_of(EVENTS, records)
         columns, bad = parse_events(batch, np.arange(3, dtype=np.uint8))
         assert not bad and engine.fold(columns, np.arange(len(records), dtype=np.int32)) == len(records)
-        x = Increments.from_raw(engine.take_increments(), catalogue)
+        x = Increments.from_raw(engine.take_increments(), catalogue, profiles.audience(engine))
         table.take(x)
+        engine.read([u.encode() for u in USERS], arrays := UserArrays.allocate(3, 1, 1, SPEC.interests))
+        met = [(t, e, rounded(world.profile(arrays, USERS.index(e.user_id))[0])) for t, e in log[start : start + 150]]
+        taught = [(h64(e.item_id), int(t == "clicks"), 1, x) for t, e, x in met if is_met(t, e) and any(x)]
+        reference.audiences.learn(taught)
+        assert x.audience is not None and x.audience.count.sum() == len(taught)
         surface = [0] * len(x) if x.surface is None else x.surface.tolist()
         reference.online.learn(zip(*(c.tolist() for c in x.columns()), surface, strict=True))
         batch.release()
-    arrays = UserArrays.allocate(4, SPEC.groups, SPEC.events)
+    arrays = UserArrays.allocate(4, SPEC.groups, SPEC.events, SPEC.interests)
     for name in ("g_key", "e_item", "s_item", "m_item"):  # what lies beyond is undefined: let it be odd
         getattr(arrays, name)[:] = 12345
     for name in ("e_ts", "e_dwell", "g_last", "g_first", "s_ts", "m_ts"):
@@ -124,7 +140,6 @@ def test_events_become_the_inputs_that_the_page_promises(seed: int) -> None:
     arrays.e_cls[:], arrays.s_cls[:], arrays.s_surface[:], arrays.m_surface[:] = 255, 255, 255, 255
     engine.read([*(u.encode() for u in USERS), b"nobody"], arrays)
     builder, inputs = FeatureBuilder(SPEC, catalogue, table, groups), Inputs.allocate(SPEC, 4, 31)
-    world = World(SPEC, items, groups.items, reference)
     builder.user_side(arrays, 4, inputs)
     builder.request_side(arrays, 4, [(NOW, [*ITEMS, "unknown"], 10.0, 20.0, "home")] * 4, inputs)
     for b in range(4):

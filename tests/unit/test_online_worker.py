@@ -35,17 +35,21 @@ def test_a_worker_learns_where_its_model_or_the_published_one_asks_for_it(tmp_pa
         model(tmp_path / "models" / n, blocks)
         for n, blocks in (("plain", ()), ("learning", ("trend", "online")), ("reading", ("content",)))
     )
+    meeting = model(tmp_path / "models" / "meeting", ("audience",))
     at = {"data_dir": str(tmp_path), "worker.model": plain}
     settings = load(at, {})
     for control in ({}, {"model": {"id": plain}}, {"model": {"id": "gone"}}, {"model": "what"}):
         assert reads(settings, control) == NOTHING
     assert reads(settings, {"model": {"id": learning}}) == Reads(online=True)
     assert reads(settings, {"model": {"id": reading}}) == Reads(embedding=64)
+    assert reads(settings, {"model": {"id": meeting}}) == Reads(online=True, embedding=64, audience=True)
     both = {**at, "worker.model": learning}
     assert reads(load(both, {}), {}) == Reads(online=True)
     assert reads(load(both, {}), {"model": {"id": reading}}) == Reads(online=True, embedding=64)
     asked = {**at, "worker.online": "true", "worker.embedding": "32"}
     assert reads(load(asked, {}), {"model": {"id": reading}}) == Reads(online=True, embedding=32)
+    asked = {**at, "worker.audience": "true", "worker.embedding": "32"}
+    assert reads(load(asked, {}), {}) == Reads(online=True, embedding=32, audience=True)
 
 
 @pytest.fixture
