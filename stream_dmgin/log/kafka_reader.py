@@ -320,6 +320,8 @@ class KafkaGroupReader(KafkaReader):
         self._fenced = ""
         self._closing = False
         self._commits_out = 0
+        self._told: dict[TP, int] = {}  # the newest offsets handed to the group
+        self._refused: set[TP] = set()  # those of them that it has not taken, for a reason that passes
         self._rejoining = self._fenced_instance = False
         self._served = time.monotonic()
         self._in_doubt = False  # there was a stall since the group was last known to know this member
@@ -357,7 +359,7 @@ class KafkaGroupReader(KafkaReader):
         if self._fenced_instance:
             raise self._fence()
         self._epoch += 1
-        self._assigned, self._ended, self._fenced = {}, {}, ""
+        self._assigned, self._ended, self._fenced, self._refused = {}, {}, "", set()
         while self._pending:  # librdkafka waits for these answers
             self._take_nothing(self._pending.popleft()[1])
         self._rejoining = True
@@ -383,6 +385,9 @@ class KafkaGroupReader(KafkaReader):
         """See base.GroupReader."""
         if self._fenced:
             raise self._fence()
+        self._told |= offsets
+        offsets = {tp: self._told[tp] for tp in {*self._refused, *offsets}}
+        self._refused = set()
         if offsets:
             code = self._with_list(
                 offsets, lambda p: self._lib.commit_queue(self._rk, p, self._queue, self._commit_cb, self._epoch)
@@ -390,6 +395,8 @@ class KafkaGroupReader(KafkaReader):
             self._commits_out += not code
             if code and code not in rdkafka.TRANSIENT:
                 self._on_commit(0, code, None, self._epoch)
+            elif code:
+                self._refused = set(offsets)
 
     def committed(self, partitions: Iterable[TP]) -> dict[TP, int]:
         """See base.GroupReader. Raises LogUnavailable after 30 s without an answer."""
@@ -436,7 +443,9 @@ class KafkaGroupReader(KafkaReader):
             if self._assigned:
                 self._take_away(list(self._assigned))
             end = time.monotonic() + CLOSE_S
-            while self._commits_out and time.monotonic() < end:
+            while (self._commits_out or self._refused) and not self._fenced and time.monotonic() < end:
+                if not self._commits_out:
+                    self.commit({})  # what was refused: nobody else says it after this
                 late = self._lib.consumer_poll(self._rk, 50)
                 if late:
                     self._lib.message_destroy(late)
@@ -502,6 +511,8 @@ class KafkaGroupReader(KafkaReader):
             for tp in parts:
                 self._assigned.pop(tp, None)
                 self._ended.pop(tp, None)
+            if not self._closing:  # another's now
+                self._refused.difference_update(parts)
             self._take_nothing(parts)
 
     def _take_nothing(self, parts: list[TP]) -> None:
@@ -576,11 +587,13 @@ class KafkaGroupReader(KafkaReader):
 
     def _on_commit(self, rk: int, code: int, parts: Any, epoch: int | None) -> None:
         self._commits_out -= 1 if rk else 0
-        codes = {code, *(e for _, _, e in rdkafka.read_list(parts))} - {0, rdkafka.ERR_NO_OFFSET}
+        of = rdkafka.read_list(parts)
+        codes = {code, *(e for _, _, e in of)} - {0, rdkafka.ERR_NO_OFFSET}
         if not codes or (epoch or 0) != self._epoch:
             return
         fencing = codes & rdkafka.FENCING
         if fencing:
             self._note_fencing(min(fencing))
-        else:  # advisory: the next one will do
+        else:  # the next one says it, too; after the last, `close` says it again
+            self._refused |= {tp for tp, _, e in of if e or code}
             self._log(4, "COMMIT", "offsets were not committed: " + rdkafka.error_text(min(codes)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 CLI = [sys.executable, "-m", "stream_dmgin.cli.main"]
 ROOT = Path(__file__).parents[2]
+MOVED = re.compile(r"(assigned|released|lost) partitions \[([\d, ]*)\]")
 MANY = 60  # exits that nobody asked for, after which a campaign says nothing any more
 
 
@@ -39,11 +41,23 @@ class Member:
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def said(self, text: str) -> bool:
-        """Whether this process has logged this."""
+    def text(self) -> str:
+        """What this process has logged."""
         with open(self.log, "rb") as f:
             f.seek(self._read)
-            return text.encode() in f.read()
+            return f.read().decode()
+
+    def said(self, text: str) -> bool:
+        """Whether this process has logged this."""
+        return text in self.text()
+
+    def holds(self) -> set[int]:
+        """The partitions it has now, by its log. The group may give them one after the other."""
+        out: set[int] = set()
+        for what, numbers in MOVED.findall(self.text()):
+            partitions = {int(n) for n in numbers.split(",") if n}
+            out = out | partitions if what == "assigned" else out - partitions
+        return out
 
     def send(self, what: int) -> None:
         assert self.process is not None

@@ -203,6 +203,44 @@ def test_a_static_member_that_comes_back_moves_nothing_and_its_double_is_fenced(
             m.reader.close()
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("how", ["at once", "later"])
+def test_offsets_that_the_group_would_not_take_are_told_again(
+    kafka: str, prefix: str, monkeypatch: pytest.MonkeyPatch, protocol: str, how: str
+) -> None:
+    """With the next ones, or, after the last, on the way out."""
+    with open_log("kafka://" + kafka, PROTOCOLS[protocol]) as log:
+        a = Member(log, prefix + "g", make(log, prefix), {})
+        until([a], lambda: len(a.mine) == PARTITIONS * len(TOPICS))
+        one, two = sorted(a.mine)[:2]
+        reader: Any = a.reader
+        real = reader._lib.commit_queue
+        busy = [True]
+
+        def refuse(rk: int, parts: Any, queue: int, told: Any, epoch: int) -> int:
+            if not busy:
+                return int(real(rk, parts, queue, told, epoch))
+            busy.clear()
+            if how == "at once":
+                return -185  # timed out
+            reader._on_commit(rk, 27, parts, epoch)  # a rebalance is under way
+            return 0
+
+        monkeypatch.setattr(reader._lib, "commit_queue", refuse)
+        a.reader.commit({one: 5})
+        a.reader.commit({two: 6})
+        until([a], lambda: a.reader.committed([one, two]) == {one: 5, two: 6})
+        a.reader.commit({one: 8})
+        until([a], lambda: a.reader.committed([one]) == {one: 8})
+        busy.append(True)
+        a.store |= {one: 11, two: 12}  # told by `revoked`, the last that is told
+        a.reader.close()
+        b = Member(log, prefix + "g", a.reader.topics, {})  # type: ignore[attr-defined]
+        until([b], lambda: bool(b.mine))
+        assert b.reader.committed([one, two]) == {one: 11, two: 12}
+        b.reader.close()
+
+
 def test_one_that_is_no_member_has_no_word_for_a_transaction(kafka: str, prefix: str) -> None:
     """The broker would take its offsets: without a generation they come from anybody."""
     with open_log("kafka://" + kafka) as log:
