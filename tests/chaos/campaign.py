@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stream_dmgin.log.broker import LocalKafka
-from tests.chaos.checks import Findings, answered, check
+from tests.chaos.checks import Findings, answered, check, told
 from tests.chaos.fleet import CLI, ROOT, Fleet, Member, environment
 from tests.chaos.slow_disk import SlowDisk
 from tests.chaos.traffic import Traffic, groups
@@ -97,13 +97,16 @@ def run(plan: Plan, say: Any = lambda text: None) -> Outcome:
             traffic.stop()
             _settle(fleet, kafka.bootstrap, prefix, traffic, say)
             codes = fleet.stop()
-            late = 0
+            known, late = told(kafka.bootstrap, prefix, env.get("STREAM_DMGIN_WORKER_GROUP", "stream-dmgin")), 0
             for directory in sorted({Path(m.args[m.args.index("--data-dir") + 1]) for m in fleet.members}):
                 # whatever was not folded by this one: each directory ends with the whole state
                 rest = ["worker", *own, "--data-dir", str(directory), *_groups(plan), "--until-end", "-o", "json"]
                 late += json.loads(_cli(env, *rest))["requests"]
             findings = check(plan, kafka.bootstrap, prefix, fleet, traffic)
-            findings.say("requests of which a later owner didn't know that they were answered", range(late))
+            if late:
+                findings.say(
+                    f"requests of which a later owner didn't know that they were answered, told {known}", range(late)
+                )
         finally:
             fleet.kill()
     return Outcome(done, findings, fleet.unexpected, codes)

@@ -79,6 +79,18 @@ def answered(bootstrap: str, prefix: str) -> set[str]:
     return {s["request_id"] for s in found}
 
 
+def told(bootstrap: str, prefix: str, group: str) -> dict[str, list[int]]:
+    """What the workers' group knows of requests and clicks, by partition (-1001: nothing)."""
+    c = Consumer({"bootstrap.servers": bootstrap, "group.id": group, "log_level": 0})
+    out = {}
+    for topic in ("requests", "clicks"):
+        partitions = c.list_topics(prefix + topic, timeout=60).topics[prefix + topic].partitions
+        asked = [TopicPartition(prefix + topic, p) for p in sorted(partitions)]
+        out[topic] = [tp.offset for tp in c.committed(asked, timeout=60)]
+    c.close()
+    return out
+
+
 def check(plan: Plan, bootstrap: str, prefix: str, fleet: Fleet, traffic: Traffic) -> Findings:
     """Everything."""
     f = Findings(events=sum(s.event is not None for s in traffic.sent), requests=len(traffic.asked))
