@@ -9,7 +9,8 @@ from typing import Any
 
 import xxhash
 from audience_reference import Audiences, profile
-from online_reference import Online, age_class, ratio
+from online_reference import QUARTER, Online, age_class, ratio
+from rhythm_reference import Rhythms
 
 from stream_dmgin.features import spec as names
 
@@ -30,7 +31,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.counts: dict[tuple[str, int], dict[tuple[int, str], int]] = defaultdict(lambda: defaultdict(int))
-        self.online, self.audiences = Online(), Audiences()
+        self.online, self.audiences, self.rhythms = Online(), Audiences(), Rhythms()
         self.known: dict[tuple, Any] = {}  # answers since the last increment: only to keep the tests short
 
     def add(self, kind: str, name: int, bucket: int, metric: str, count: int) -> None:
@@ -382,6 +383,9 @@ class World:
                 row += self.content(item, self.passed(events, impressions))
             if "audience" in s.blocks:
                 row += self.counters.audiences.likeness(item, *me)
+            if "rhythm" in s.blocks:
+                category = self.owner(item, "category")
+                row += c.rhythms.at(category, now // QUARTER) if category else [0.0, 0.0]
             dense.append(row)
         dwells = [d for *_, d in events if d >= 0]
         ages, shown_ages = [now - t for _, t in in_ring], [now - t for _, t in impressions]

@@ -1,8 +1,9 @@
-"""The online model of one process: memory for what `counters/online.py` and `counters/audience.py` learn, and its rows in the store of
-checkpoints.
+"""The online model of one process: memory for what `counters/online.py`, `counters/audience.py` and `counters/rhythm.py` learn, and its
+rows in the store of checkpoints.
 
 Whatever the log holds, 20 MiB: 2^20 weights (8 MiB), 2^16 rows of 8 factors (4 MiB), 2^18 cells of residuals (8 MiB), each
-beside what its learning rate needs; and 9 MiB for the audiences of 2^16 items. What is new in a page of 4 KiB is saved with the page.
+beside what its learning rate needs; 9 MiB for the audiences of 2^16 items; 0.5 MiB for rhythms. What is new in a page of 4 KiB is saved
+with the page.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from stream_dmgin.counters.online import (
     M_DIRTY,
     M_FACTORS,
     M_LINEAR,
+    M_RHYTHM,
+    M_RHYTHM_DIRTY,
     N_MODEL,
     PAGE_WORDS,
     PAGES,
@@ -39,6 +42,7 @@ from stream_dmgin.counters.online import (
     learn,
     predict,
 )
+from stream_dmgin.counters.rhythm import RHYTHM_BITS, RHYTHM_PAGES, RHYTHM_WORDS, learn_rhythm
 from stream_dmgin.errors import FormatError
 
 FORMAT = 1
@@ -46,8 +50,9 @@ FORMAT = 1
 # The engine's table of increments stays as small as it began, and is cheap to empty
 STRETCH = 200
 META = PREFIX = b"w"  # keys: of what describes the rows, and at the beginning of those of pages
-_SIZES = (LINEAR_BITS, FACTOR_BITS, FACTORS, CELL_BITS, ITEM_BITS, WIDTH)
-ALL_PAGES = PAGES + AUDIENCE_PAGES
+_SIZES = (LINEAR_BITS, FACTOR_BITS, FACTORS, CELL_BITS, ITEM_BITS, WIDTH, RHYTHM_BITS)
+RHYTHM_FIRST = PAGES + AUDIENCE_PAGES
+ALL_PAGES = RHYTHM_FIRST + RHYTHM_PAGES
 
 
 class _Meta(msgspec.Struct, array_like=True):
@@ -59,19 +64,21 @@ class _Meta(msgspec.Struct, array_like=True):
 
 
 class OnlineModel:
-    """Weights, factors, residuals and audiences. `addresses` is how kernels find them. One thread."""
+    """Weights, factors, residuals, audiences and rhythms. `addresses` is how kernels find them. One thread."""
 
     def __init__(self) -> None:
         self._linear: NDArray[np.float32] = np.zeros((1 << LINEAR_BITS, LINEAR_WORDS), np.float32)
         self._factors: NDArray[np.float32] = np.zeros((1 << FACTOR_BITS, FACTOR_WORDS), np.float32)
         self._cells: NDArray[np.float32] = np.zeros((1 << CELL_BITS, CELL_WORDS), np.float32)
         self._audiences: NDArray[np.float32] = np.zeros((ITEMS, WORDS), np.float32)
+        self._rhythms: NDArray[np.float32] = np.zeros((1 << RHYTHM_BITS, RHYTHM_WORDS), np.float32)
         self._dirty: NDArray[np.uint8] = np.zeros(ALL_PAGES, np.uint8)
         begin(self._factors)
         self.addresses: NDArray[np.int64] = np.zeros(N_MODEL, np.int64)
         for at, array in (
             (M_LINEAR, self._linear), (M_FACTORS, self._factors), (M_CELLS, self._cells), (M_DIRTY, self._dirty),
             (M_AUDIENCE, self._audiences), (M_AUDIENCE_DIRTY, self._dirty[PAGES:]),
+            (M_RHYTHM, self._rhythms), (M_RHYTHM_DIRTY, self._dirty[RHYTHM_FIRST:]),
         ):  # fmt: skip
             self.addresses[at] = array.ctypes.data
 
@@ -79,6 +86,7 @@ class OnlineModel:
         """Learn a range of events; `table`: the addresses of the counters, which have taken it already."""
         surface = np.zeros(len(x), np.uint8) if x.surface is None else x.surface
         learn(self.addresses.ctypes.data, table.ctypes.data, *x.columns(), surface)
+        learn_rhythm(self.addresses.ctypes.data, *x.columns())
         if x.audience is not None:
             a = x.audience
             learn_audience(self.addresses.ctypes.data, a.hash, a.metric, a.count, a.sum)
@@ -90,7 +98,7 @@ class OnlineModel:
 
     def canonical(self) -> bytes:
         """Bytes of everything learnt, equal if and only if two models are the same."""
-        return b"".join(a.tobytes() for a in (self._linear, self._factors, self._cells, self._audiences))
+        return b"".join(a.tobytes() for a in (self._linear, self._factors, self._cells, self._audiences, self._rhythms))
 
     def to_rows(self, point: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Rows of the pages changed since the last call, and of `point`, the moment they belong to. Consume it whole before
@@ -103,7 +111,9 @@ class OnlineModel:
 
     def _page(self, n: int) -> NDArray[np.float32]:
         array, first = self._linear, 0
-        if n >= PAGES:
+        if n >= RHYTHM_FIRST:
+            array, first = self._rhythms, RHYTHM_FIRST
+        elif n >= PAGES:
             array, first = self._audiences, PAGES
         elif n >= LINEAR_PAGES + FACTOR_PAGES:
             array, first = self._cells, LINEAR_PAGES + FACTOR_PAGES

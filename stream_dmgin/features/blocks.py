@@ -33,7 +33,7 @@ from stream_dmgin.features.spec import BLOCKS, USER_BLOCKS
 from stream_dmgin.features.user_side import CLICK
 from stream_dmgin.native import f32, i32, i64, kernel, log, u8
 
-SESSION, SURFACE, ENGAGEMENT, TREND, TASTE, FATIGUE, ONLINE, CONTENT, PASSED, AUDIENCE = (
+SESSION, SURFACE, ENGAGEMENT, TREND, TASTE, FATIGUE, ONLINE, CONTENT, PASSED, AUDIENCE, RHYTHM = (
     1 << BLOCKS.index(b)
     for b in (
         "session",
@@ -46,6 +46,7 @@ SESSION, SURFACE, ENGAGEMENT, TREND, TASTE, FATIGUE, ONLINE, CONTENT, PASSED, AU
         "content",
         "passed",
         "audience",
+        "rhythm",
     )
 )
 N_SESSION, N_SURFACE = len(USER_BLOCKS["session"]), len(USER_BLOCKS["surface"])

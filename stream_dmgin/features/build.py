@@ -46,10 +46,11 @@ class FeatureBuilder:
                 f"{spec}: 1 to {MAX_GROUPS} groups, 1 to {RING} short and at most {RING} flat events can be built"
             )
         if Reads.of([spec]).online and counters.online is None:
-            name = "audience" if "audience" in spec.blocks else "online"
+            name = next(b for b in ("audience", "online", "rhythm") if b in spec.blocks)
+            setting = "audience" if name == "audience" else "online"
             raise UsageError(
                 f"the model reads the inputs `{name}`, which the counters of this process don't learn: start the worker again, or "
-                f"with worker.{name} = true before such a model is published"
+                f"with worker.{setting} = true before such a model is published"
             )
         catalogue.require(spec)
         self.spec, self.catalogue, self.counters = spec, catalogue, counters

@@ -23,7 +23,7 @@ from stream_dmgin.counters.read import (
     smoothed_logit,
 )
 from stream_dmgin.counters.trend import N_TREND, N_TREND_USER, TREND_SCRATCH, put_trend, read_whole
-from stream_dmgin.features.audience import AUDIENCE_SCRATCH, put_audience, put_audience_user
+from stream_dmgin.features.audience import AUDIENCE_SCRATCH, N_AUDIENCE, put_audience, put_audience_user
 from stream_dmgin.features.blocks import (
     AUDIENCE,
     CONTENT,
@@ -33,6 +33,7 @@ from stream_dmgin.features.blocks import (
     N_SURFACE,
     ONLINE,
     PASSED,
+    RHYTHM,
     SESSION,
     SURFACE,
     TASTE,
@@ -122,6 +123,7 @@ from stream_dmgin.features.fatigue import (
     put_fatigue_user,
 )
 from stream_dmgin.features.online import N_ONLINE, N_ONLINE_USER, ONLINE_SCRATCH, put_online, put_online_user
+from stream_dmgin.features.rhythm import put_rhythm
 from stream_dmgin.features.scales import (
     ABSENT_HOURS,
     ABSENT_MINUTES,
@@ -469,6 +471,9 @@ def _put_candidate(
         out += 4 * N_PASSED
     if blocks & AUDIENCE:
         put_audience(counters, h, scratch + _S_AUDIENCE, out)
+        out += 4 * N_AUDIENCE
+    if blocks & RHYTHM:
+        put_rhythm(counters, category, now, out)
 
 
 @kernel

@@ -133,6 +133,7 @@ USER_BLOCKS = {
     "content": ("content_log1p_items", "content_alike"),  # the items of the ring of events that have an embedding
     "passed": ("passed_log1p_items",),  # those of the ring of impressions that are none of the former
     "audience": ("audience_log1p_events",),  # what the user's profile was made of
+    "rhythm": (),
 }  # fmt: skip
 CANDIDATE_BLOCKS = {
     "session": (), "surface": (),
@@ -159,6 +160,7 @@ CANDIDATE_BLOCKS = {
     ),
     "passed": tuple(f"passed_{x}" for x in ("mean", "cosine", "max", "top3", "recent", "attention")),
     "audience": ("audience_clicked", "audience_left"),  # likeness of the user to those who clicked the item, to those who left it
+    "rhythm": ("rhythm_category", "rhythm_logit"),  # how the category is clicked at this time of the week
 }  # fmt: skip
 BLOCKS = tuple(USER_BLOCKS)
 
@@ -217,8 +219,8 @@ class InputSpec:
 @dataclass(frozen=True)
 class Reads:
     """What models need of a process beyond states and counters. `online`: what is learnt from the counters topic, behind the inputs of that
-    name and `audience`; `embedding`: how many numbers of the items' embeddings, 0: none; `audience`: that events are published with their
-    users' profiles."""
+    name, `audience` and `rhythm`; `embedding`: how many numbers of the items' embeddings, 0: none; `audience`: that events are published
+    with their users' profiles."""
 
     online: bool = False
     embedding: int = 0
@@ -235,7 +237,7 @@ class Reads:
                 "one by one, or train them for the same"
             )
         audience = any("audience" in s.blocks for s in some)
-        return cls(audience or any("online" in s.blocks for s in some), max(widths, default=0), audience)
+        return cls(audience or any({"online", "rhythm"} & {*s.blocks} for s in some), max(widths, default=0), audience)
 
 
 NOTHING = Reads()

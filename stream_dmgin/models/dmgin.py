@@ -132,6 +132,11 @@ class DMGIN(Trunk):
         """As `Trunk` says; the statistics of groups too."""
         return {**super().dense_inputs(), "g_stat": self.stat}
 
+    def comparisons(self) -> list[tuple[nn.Linear, nn.Linear | None]]:
+        """As `Trunk` says; over the events of the own group too."""
+        own = [] if {"own-group", "same-item"} <= self.off else [(self.ask_own, None)]
+        return [*super().comparisons(), *own]
+
     # -- user side ---------------------------------------------------------------------------------------------------
 
     def encode_groups(self, x: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

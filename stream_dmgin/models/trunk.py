@@ -162,6 +162,11 @@ class Trunk(nn.Module):
         """What has to be fitted to the training rows before training, by the name of the input."""
         return {"c_dense": self.c_dense, "u_dense": self.u_dense}
 
+    def comparisons(self) -> list[tuple[nn.Linear, nn.Linear | None]]:
+        """Of each attention of the candidates over events: what projects the candidate, and what projects that with which it is compared
+        (None: nothing does). The product of both is a similarity."""
+        return [] if "short" in self.config.off else [(self.ask_short, self.short_key)]
+
     def embed_items(self, item: Tensor) -> Tensor:
         """Buckets of item, category and advertiser [...,3] -> [..., item_width + 2 * small]."""
         bucket = item[..., 0]

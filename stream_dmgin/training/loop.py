@@ -25,6 +25,7 @@ from stream_dmgin.models.calibration import Calibration, fit_platt, sigmoid
 from stream_dmgin.models.dmgin import DMGIN
 from stream_dmgin.models.trunk import DMGINConfig, Trunk
 from stream_dmgin.training import checkpoint as disk
+from stream_dmgin.training.alike import begin_alike
 from stream_dmgin.training.heads import fit_late
 from stream_dmgin.training.items import ItemStart
 from stream_dmgin.training.metrics import auc, logloss
@@ -88,6 +89,8 @@ class Run:
         self.rows, self.requests, self.options, self.ranks = rows, requests, options, ranks
         self.network = build(config)
         if start is None:
+            if options.attention_start:
+                begin_alike(self.network, options.attention_start)
             prepare(self.network, rows, requests, items)
         else:
             take_over(self.network, start, rows, requests)

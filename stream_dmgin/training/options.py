@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Options:
     """How to train. Weights of the terms of the loss (`training/objective.py`): `order`, `lists`, `heads`; `table_decay`: weight
     decay of the hash tables; `item_start`: how long the vectors of items are that their table begins with, made of the items' embeddings
-    where the inputs read these (`training/items.py`); 0: short ones by lot. ValueError for a length below 0.
+    where the inputs read these (`training/items.py`); 0: short ones by lot; `attention_start`: how strongly attention begins with what is
+    alike (`training/alike.py`); 0: by lot. ValueError for one below 0.
     """
 
     epochs: int = 4
@@ -18,6 +19,7 @@ class Options:
     decay: float = 1e-2
     table_decay: float = 1.0
     item_start: float = 0.0
+    attention_start: float = 0.0
     order: float = 0.1
     lists: float = 0.0  # of the second output that learns the order inside a list and is blended in; 0: none
     heads: float = 0.2
@@ -32,6 +34,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.item_start < 0:
             raise ValueError("item_start is 0 or more")
+        if self.attention_start < 0:
+            raise ValueError("attention_start is 0 or more")
 
 
 @dataclass(frozen=True)

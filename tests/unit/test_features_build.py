@@ -87,6 +87,7 @@ class Case:
         for k, h, b, m, c, _ in rows:
             self.reference.add(COUNTER_KINDS[k], h, b, COUNTER_METRICS[m], c)
         self.reference.online.learn(rows)
+        self.reference.rhythms.learn(rows)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -132,6 +133,7 @@ def test_optional_blocks_change_no_other_input() -> None:
         ("online", "content"),
         ("content", "passed"),
         ("passed", "audience"),
+        ("audience", "rhythm"),
     ):
         some = replace(SPEC, blocks=blocks)
         a, b, c = (Inputs.allocate(s, 6, 40) for s in (plain, some, SPEC))

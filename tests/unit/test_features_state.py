@@ -131,6 +131,7 @@ def test_events_become_the_inputs_that_the_page_promises(seed: int) -> None:
         assert x.audience is not None and x.audience.count.sum() == len(taught)
         surface = [0] * len(x) if x.surface is None else x.surface.tolist()
         reference.online.learn(zip(*(c.tolist() for c in x.columns()), surface, strict=True))
+        reference.rhythms.learn(zip(*(c.tolist() for c in x.columns()), strict=True))
         batch.release()
     arrays = UserArrays.allocate(4, SPEC.groups, SPEC.events, SPEC.interests)
     for name in ("g_key", "e_item", "s_item", "m_item"):  # what lies beyond is undefined: let it be odd

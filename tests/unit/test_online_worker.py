@@ -36,6 +36,7 @@ def test_a_worker_learns_where_its_model_or_the_published_one_asks_for_it(tmp_pa
         for n, blocks in (("plain", ()), ("learning", ("trend", "online")), ("reading", ("content",)))
     )
     meeting = model(tmp_path / "models" / "meeting", ("audience",))
+    timely = model(tmp_path / "models" / "timely", ("rhythm",))
     at = {"data_dir": str(tmp_path), "worker.model": plain}
     settings = load(at, {})
     for control in ({}, {"model": {"id": plain}}, {"model": {"id": "gone"}}, {"model": "what"}):
@@ -43,6 +44,7 @@ def test_a_worker_learns_where_its_model_or_the_published_one_asks_for_it(tmp_pa
     assert reads(settings, {"model": {"id": learning}}) == Reads(online=True)
     assert reads(settings, {"model": {"id": reading}}) == Reads(embedding=64)
     assert reads(settings, {"model": {"id": meeting}}) == Reads(online=True, embedding=64, audience=True)
+    assert reads(settings, {"model": {"id": timely}}) == Reads(online=True)
     both = {**at, "worker.model": learning}
     assert reads(load(both, {}), {}) == Reads(online=True)
     assert reads(load(both, {}), {"model": {"id": reading}}) == Reads(online=True, embedding=64)

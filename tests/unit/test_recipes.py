@@ -58,6 +58,7 @@ def test_values_take_the_place_of_defaults(tmp_path: Path) -> None:
         ("[forest]\n", "forest is not known: a recipe has the tables"),
         ("training = 1\n", "training is not known: name some of"),
         ("[training]\nitem_start = -1.0", "item_start is 0 or more"),
+        ("[training]\nattention_start = -1.0", "attention_start is 0 or more"),
         ("no toml", "is no recipe"),
     ],
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stream_dmgin.models.peers.base import Peer, TargetAttention, best, parts, take
 from stream_dmgin.models.trunk import DMGINConfig
@@ -21,6 +21,10 @@ class SIM(Peer):
     def __init__(self, config: DMGINConfig) -> None:
         super().__init__(config)
         self.attention = TargetAttention(config.width, config.attention_heads)
+
+    def comparisons(self) -> list[tuple[nn.Linear, nn.Linear | None]]:
+        """As `Trunk` says; over what was found too."""
+        return [*super().comparisons(), (self.attention.ask, self.attention.key)]
 
     def interests(self, target: Tensor, x: Mapping[str, Tensor]) -> list[Tensor]:
         """As `Peer` says."""

@@ -32,6 +32,10 @@ class TWIN(Peer):
         for parameter in self.cross.parameters():
             nn.init.zeros_(parameter)
 
+    def comparisons(self) -> list[tuple[nn.Linear, nn.Linear | None]]:
+        """As `Trunk` says; in the search too."""
+        return [*super().comparisons(), (self.ask, self.key)]
+
     def interests(self, target: Tensor, x: Mapping[str, Tensor]) -> list[Tensor]:
         """As `Peer` says."""
         q = self.ask(target)  # [B,C,d]
