@@ -75,7 +75,7 @@ def populate(
         )
     groups = GroupMap({i: k % GROUPS for k, i in enumerate(items)})
     engine = StateEngine.open(directory, 0, groups)
-    counters = CounterTable(OnlineModel() if reads.online else None)
+    counters = CounterTable(OnlineModel.of(reads.online, reads.rhythm))
     profiles = Profiles(catalogue) if reads.audience else None
     by_life: dict[int, list[bytes]] = {}
     for life in lives:

@@ -80,10 +80,11 @@ class Chains:
 
 class SharedCounters:
     """The counters of this process: the table, the chains, and the way from records of the topic into both. `online`: whether the
-    model of the block of that name learns from them (20 MiB, 0.8 us an event)."""
+    model of the block of that name learns from them (20 MiB, 0.8 us an event), and everything else that is learnt; `rhythm`: whether at
+    least that of the categories is."""
 
-    def __init__(self, online: bool = False) -> None:
-        self.table = CounterTable(OnlineModel() if online else None)
+    def __init__(self, online: bool = False, rhythm: bool = False) -> None:
+        self.table = CounterTable(OnlineModel.of(online, rhythm))
         self.chains = Chains()
         self.next_offset = 0  # of the counters topic
         self.stale: list[bytes] = []  # keys of the store it was restored from that the next checkpoint must delete
@@ -115,7 +116,7 @@ class SharedCounters:
             yield from self.table.online.to_rows(point)
 
     @classmethod
-    def restore(cls, rows: Iterable[tuple[bytes, bytes]], online: bool = False) -> SharedCounters:
+    def restore(cls, rows: Iterable[tuple[bytes, bytes]], online: bool = False, rhythm: bool = False) -> SharedCounters:
         """From all rows of a store of checkpoints; from none, and where it must learn but the store has no weights of the same
         moment: empty counters, for which the topic is read from its beginning. Raises FormatError."""
         entities: list[tuple[bytes, bytes]] = []
@@ -126,13 +127,14 @@ class SharedCounters:
                 point = value
             else:
                 (learnt if key.startswith(PREFIX) else entities).append((key, value))
-        model = OnlineModel.from_rows(learnt, point) if online else None
+        learns = online or rhythm
+        model = OnlineModel.from_rows(learnt, point, online) if learns else None
         out = cls()
-        if online and model is None:
-            out = cls(online=True)
+        if learns and model is None:
+            out = cls(online, rhythm)
             out.stale = [k for k, _ in (*entities, *learnt)]
             return out
-        out.stale = [] if online else [k for k, _ in learnt]
+        out.stale = [] if learns else [k for k, _ in learnt]
         out.table = CounterTable(model)
         if point is not None:
             meta = _meta(point)

@@ -1,9 +1,9 @@
 """The online model of one process: memory for what `counters/online.py`, `counters/audience.py` and `counters/rhythm.py` learn, and its
 rows in the store of checkpoints.
 
-Whatever the log holds, 20 MiB: 2^20 weights (8 MiB), 2^16 rows of 8 factors (4 MiB), 2^18 cells of residuals (8 MiB), each
-beside what its learning rate needs; 9 MiB for the audiences of 2^16 items; 0.5 MiB for rhythms. What is new in a page of 4 KiB is saved
-with the page.
+Where models read only rhythms, these alone are learnt, in 0.5 MiB. Else, whatever the log holds, 20 MiB more: 2^20 weights (8 MiB), 2^16
+rows of 8 factors (4 MiB), 2^18 cells of residuals (8 MiB), each beside what its learning rate needs; and 9 MiB for the audiences of 2^16
+items. What is new in a page of 4 KiB is saved with the page.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ FORMAT = 1
 # The engine's table of increments stays as small as it began, and is cheap to empty
 STRETCH = 200
 META = PREFIX = b"w"  # keys: of what describes the rows, and at the beginning of those of pages
-_SIZES = (LINEAR_BITS, FACTOR_BITS, FACTORS, CELL_BITS, ITEM_BITS, WIDTH, RHYTHM_BITS)
+_OF_ITEMS = (LINEAR_BITS, FACTOR_BITS, FACTORS, CELL_BITS, ITEM_BITS, WIDTH)
 RHYTHM_FIRST = PAGES + AUDIENCE_PAGES
 ALL_PAGES = RHYTHM_FIRST + RHYTHM_PAGES
 
@@ -64,13 +64,14 @@ class _Meta(msgspec.Struct, array_like=True):
 
 
 class OnlineModel:
-    """Weights, factors, residuals, audiences and rhythms. `addresses` is how kernels find them. One thread."""
+    """Rhythms; where it learns `items`, weights, factors, residuals and audiences too. `addresses` is how kernels find them. One thread."""
 
-    def __init__(self) -> None:
-        self._linear: NDArray[np.float32] = np.zeros((1 << LINEAR_BITS, LINEAR_WORDS), np.float32)
-        self._factors: NDArray[np.float32] = np.zeros((1 << FACTOR_BITS, FACTOR_WORDS), np.float32)
-        self._cells: NDArray[np.float32] = np.zeros((1 << CELL_BITS, CELL_WORDS), np.float32)
-        self._audiences: NDArray[np.float32] = np.zeros((ITEMS, WORDS), np.float32)
+    def __init__(self, items: bool = True) -> None:
+        self.items = items
+        self._linear: NDArray[np.float32] = np.zeros((items << LINEAR_BITS, LINEAR_WORDS), np.float32)
+        self._factors: NDArray[np.float32] = np.zeros((items << FACTOR_BITS, FACTOR_WORDS), np.float32)
+        self._cells: NDArray[np.float32] = np.zeros((items << CELL_BITS, CELL_WORDS), np.float32)
+        self._audiences: NDArray[np.float32] = np.zeros((items * ITEMS, WORDS), np.float32)
         self._rhythms: NDArray[np.float32] = np.zeros((1 << RHYTHM_BITS, RHYTHM_WORDS), np.float32)
         self._dirty: NDArray[np.uint8] = np.zeros(ALL_PAGES, np.uint8)
         begin(self._factors)
@@ -82,11 +83,22 @@ class OnlineModel:
         ):  # fmt: skip
             self.addresses[at] = array.ctypes.data
 
+    @classmethod
+    def of(cls, online: bool, rhythm: bool) -> OnlineModel | None:
+        """What learns all, rhythms alone, or (None) nothing."""
+        return cls(online) if online or rhythm else None
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return tuple(self.items * n for n in _OF_ITEMS) + (RHYTHM_BITS,)
+
     def learn(self, table: NDArray[np.int64], x: Increments) -> None:
         """Learn a range of events; `table`: the addresses of the counters, which have taken it already."""
+        learn_rhythm(self.addresses.ctypes.data, *x.columns())
+        if not self.items:
+            return
         surface = np.zeros(len(x), np.uint8) if x.surface is None else x.surface
         learn(self.addresses.ctypes.data, table.ctypes.data, *x.columns(), surface)
-        learn_rhythm(self.addresses.ctypes.data, *x.columns())
         if x.audience is not None:
             a = x.audience
             learn_audience(self.addresses.ctypes.data, a.hash, a.metric, a.count, a.sum)
@@ -105,7 +117,7 @@ class OnlineModel:
         anything more is learnt."""
         changed = np.flatnonzero(self._dirty).tolist()
         self._dirty[:] = 0
-        yield META, msgspec.msgpack.encode(_Meta(point, _SIZES))
+        yield META, msgspec.msgpack.encode(_Meta(point, self._sizes))
         for n in changed:
             yield PREFIX + n.to_bytes(4, "big"), self._page(n).tobytes()
 
@@ -123,27 +135,32 @@ class OnlineModel:
         return page
 
     @classmethod
-    def from_rows(cls, rows: Iterable[tuple[bytes, bytes]], point: bytes | None) -> OnlineModel | None:
-        """From the rows of a store; None where they aren't those of `point`, or of another format or size. Raises FormatError
-        where a page is damaged."""
-        out = cls()
+    def from_rows(
+        cls, rows: Iterable[tuple[bytes, bytes]], point: bytes | None, items: bool = True
+    ) -> OnlineModel | None:
+        """From the rows of a store; None where they aren't those of `point`, or of another format or size, or of rhythms alone where
+        `items` are wanted too. Raises FormatError where a page is damaged."""
+        out = cls(items)
         fits = False
         for key, value in rows:
             if key == META:
-                fits = _known(value, point)
+                fits = out._known(value, point)
                 continue
             n = int.from_bytes(key[len(PREFIX) :], "big")
             if len(key) != len(PREFIX) + 4 or n >= ALL_PAGES or len(value) != 4 * PAGE_WORDS:
                 raise FormatError(
                     "a page of the online model can't be read: remove the counters' directory, it is read again from the log"
                 )
-            out._page(n)[:] = np.frombuffer(value, "<f4")
+            if items or n >= RHYTHM_FIRST:
+                out._page(n)[:] = np.frombuffer(value, "<f4")
         return out if fits else None
 
-
-def _known(value: bytes, point: bytes | None) -> bool:
-    try:
-        meta: Any = msgspec.msgpack.decode(value, type=_Meta)
-    except msgspec.MsgspecError:
-        return False
-    return bool(meta.v == FORMAT and meta.sizes == _SIZES and meta.point == point)
+    def _known(self, value: bytes, point: bytes | None) -> bool:
+        try:
+            meta: Any = msgspec.msgpack.decode(value, type=_Meta)
+        except msgspec.MsgspecError:
+            return False
+        enough = len(meta.sizes) == len(self._sizes) and all(
+            n in (0, m) for n, m in zip(self._sizes, meta.sizes, strict=True)
+        )
+        return bool(meta.v == FORMAT and enough and meta.point == point)

@@ -45,7 +45,8 @@ class FeatureBuilder:
             raise ValueError(
                 f"{spec}: 1 to {MAX_GROUPS} groups, 1 to {RING} short and at most {RING} flat events can be built"
             )
-        if Reads.of([spec]).online and counters.online is None:
+        needs, learns = Reads.of([spec]), counters.online
+        if (needs.online and (learns is None or not learns.items)) or (needs.rhythm and learns is None):
             name = next(b for b in ("audience", "online", "rhythm") if b in spec.blocks)
             setting = "audience" if name == "audience" else "online"
             raise UsageError(

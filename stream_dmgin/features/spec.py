@@ -219,12 +219,13 @@ class InputSpec:
 @dataclass(frozen=True)
 class Reads:
     """What models need of a process beyond states and counters. `online`: what is learnt from the counters topic, behind the inputs of that
-    name, `audience` and `rhythm`; `embedding`: how many numbers of the items' embeddings, 0: none; `audience`: that events are published
-    with their users' profiles."""
+    name and `audience`; `embedding`: how many numbers of the items' embeddings, 0: none; `audience`: that events are published
+    with their users' profiles; `rhythm`: at least that part of what is learnt that is behind the inputs of that name."""
 
     online: bool = False
     embedding: int = 0
     audience: bool = False
+    rhythm: bool = False
 
     @classmethod
     def of(cls, specs: Iterable[InputSpec]) -> Reads:
@@ -237,7 +238,8 @@ class Reads:
                 "one by one, or train them for the same"
             )
         audience = any("audience" in s.blocks for s in some)
-        return cls(audience or any({"online", "rhythm"} & {*s.blocks} for s in some), max(widths, default=0), audience)
+        online, rhythm = (any(b in s.blocks for s in some) for b in ("online", "rhythm"))
+        return cls(audience or online, max(widths, default=0), audience, rhythm)
 
 
 NOTHING = Reads()

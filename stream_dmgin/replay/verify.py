@@ -214,7 +214,7 @@ class _Shared:
 
     def __init__(self, log: Log, prefix: str, reads: Reads) -> None:
         self.topic = prefix + topics.COUNTERS
-        self.counters = SharedCounters(reads.online)
+        self.counters = SharedCounters(reads.online, reads.rhythm)
         self.catalogue = Catalogue(embedding=reads.embedding)
         self._counters = read_all(log, [self.topic])
         self._items = read_all(log, [prefix + topics.ITEMS])

@@ -31,7 +31,7 @@ class World:
     def __init__(self, source: Source, groups: GroupMap, reads: Reads = NOTHING) -> None:
         self.groups = groups
         self.engines = {p: StateEngine.open(None, p, groups) for p in source.partitions}
-        self.counters = CounterTable(OnlineModel() if reads.online else None)
+        self.counters = CounterTable(OnlineModel.of(reads.online, reads.rhythm))
         self.catalogue = Catalogue(embedding=reads.embedding)
         for item in source.items():
             self.catalogue.upsert(item)

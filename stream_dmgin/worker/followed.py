@@ -57,7 +57,7 @@ class Followed:
         self.control, bad, following = read_control(log, prefix)
         self.reads = needs(self.control.others)
         self.catalogue = Catalogue(embedding=self.reads.embedding)
-        self._shared = SharedCounters.restore(rows, self.reads.online)
+        self._shared = SharedCounters.restore(rows, self.reads.online, self.reads.rhythm)
         self._reader: Reader = log.reader([self._counters_topic, self._items_topic, prefix + topics.CONTROL])
         starts = {(self._items_topic, p): -2 for p in items} | {(prefix + topics.CONTROL, 0): following}
         self._reader.assign({(self._counters_topic, 0): self._shared.next_offset, **starts})
@@ -85,7 +85,7 @@ class Followed:
             return
         self._looked = now
         self._take()
-        every = CHECKPOINT_S if self.counters.online is None else LEARNING_CHECKPOINT_S
+        every = LEARNING_CHECKPOINT_S if self.reads.online else CHECKPOINT_S
         if now - self._saved > every and not self._health.waiting:
             self._checkpoint(now)
 

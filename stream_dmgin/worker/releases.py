@@ -31,7 +31,7 @@ def reads(settings: Settings, control: Mapping[str, Any]) -> Reads:
     Where the two read embeddings of different widths, the first counts: it is what a worker begins with."""
     from stream_dmgin.models.registry import describe, find_model
 
-    online, audience, embedding = bool(settings["worker.online"]), bool(settings["worker.audience"]), 0
+    online, audience, rhythm, embedding = bool(settings["worker.online"]), bool(settings["worker.audience"]), False, 0
     record = control.get(KEY)
     for name in (settings["worker.model"], record.get("id") if isinstance(record, Mapping) else None):
         if not isinstance(name, str):
@@ -41,8 +41,9 @@ def reads(settings: Settings, control: Mapping[str, Any]) -> Reads:
         except (StreamDmginError, ValueError, TypeError):
             continue  # item rates; or it is said when the model is loaded
         needs = Reads.of([spec])
-        online, audience, embedding = online or needs.online, audience or needs.audience, embedding or needs.embedding
-    return Reads(online or audience, int(settings["worker.embedding"]) or embedding, audience)
+        online, audience, rhythm = online or needs.online, audience or needs.audience, rhythm or needs.rhythm
+        embedding = embedding or needs.embedding
+    return Reads(online or audience, int(settings["worker.embedding"]) or embedding, audience, rhythm)
 
 
 class ScorersByMap:

@@ -44,7 +44,7 @@ def test_a_worker_learns_where_its_model_or_the_published_one_asks_for_it(tmp_pa
     assert reads(settings, {"model": {"id": learning}}) == Reads(online=True)
     assert reads(settings, {"model": {"id": reading}}) == Reads(embedding=64)
     assert reads(settings, {"model": {"id": meeting}}) == Reads(online=True, embedding=64, audience=True)
-    assert reads(settings, {"model": {"id": timely}}) == Reads(online=True)
+    assert reads(settings, {"model": {"id": timely}}) == Reads(rhythm=True)
     both = {**at, "worker.model": learning}
     assert reads(load(both, {}), {}) == Reads(online=True)
     assert reads(load(both, {}), {"model": {"id": reading}}) == Reads(online=True, embedding=64)

@@ -96,16 +96,49 @@ def test_items_and_orders_teach_nothing() -> None:
     assert at(table, int(CATEGORIES[0]), MONDAY) == (0.0, -2.0)
 
 
+def ranges(first: int, last: int) -> list[bytes]:
+    """Records of the topic."""
+    return [
+        v for k in range(first, last) for v in some(50, k).encode(0, {0: k, 1: 0, 2: 0}, {0: k + 1, 1: 0, 2: 0}, "a")
+    ]
+
+
 def test_a_checkpoint_keeps_it() -> None:
-    values = [v for k in range(6) for v in some(50, k).encode(0, {0: k, 1: 0, 2: 0}, {0: k + 1, 1: 0, 2: 0}, "a")]
-    want, half = folded(values), folded(values[:3])
+    want, half = folded(ranges(0, 6)), folded(ranges(0, 3))
     kept = dict(half.checkpoint())
     again = SharedCounters.restore(kept.items(), online=True)
-    for v in values[3:]:
+    for v in ranges(3, 6):
         again.fold(v, again.next_offset)
     assert learnt(again) == learnt(want) != learnt(half)
     kept = {k: v for k, v in kept.items() if k not in again.stale} | dict(again.checkpoint())
     assert learnt(SharedCounters.restore(kept.items(), online=True)) == learnt(want)
+
+
+def test_it_can_be_all_that_is_learnt() -> None:
+    """In a fortieth of the memory; from the checkpoint of a worker that learns all, but not the other way round."""
+    whole, alone = folded(ranges(0, 6)), SharedCounters(rhythm=True)
+    for v in ranges(0, 6):
+        alone.fold(v, alone.next_offset)
+    assert len(learnt(alone)) == 512 * 1024 and learnt(whole).endswith(learnt(alone)) and any(learnt(alone))
+    mine, theirs = dict(alone.checkpoint()), dict(folded(ranges(0, 3)).checkpoint())
+    assert learnt(SharedCounters.restore(mine.items(), rhythm=True)) == learnt(alone)
+    again = SharedCounters.restore(theirs.items(), rhythm=True)
+    assert again.next_offset == 3
+    for v in ranges(3, 6):
+        again.fold(v, again.next_offset)
+    assert learnt(again) == learnt(alone)
+    both = theirs | dict(again.checkpoint())  # with the pages of what it didn't learn, of an earlier moment
+    for store in (mine, both):
+        begun = SharedCounters.restore(store.items(), online=True)
+        assert begun.next_offset == 0 and len(begun.table) == 0 and len(begun.stale) > 1
+
+
+@pytest.mark.parametrize("block", ["online", "audience"])
+def test_it_is_not_enough_for_other_blocks(block: str) -> None:
+    table = CounterTable(OnlineModel(items=False))
+    with pytest.raises(UsageError, match=f"inputs `{block}`, which"):
+        FeatureBuilder(InputSpec(blocks=(block,)), Catalogue(embedding=64), table, GroupMap.empty())
+    FeatureBuilder(InputSpec(blocks=("rhythm",)), Catalogue(), table, GroupMap.empty())
 
 
 def test_a_model_that_reads_it_needs_it_learnt() -> None:
