@@ -95,7 +95,7 @@ SETTINGS = (
             "worker --ordered: so far the shared counters may be behind a request, ms of record time; 0: not at all, some ms a request",
             lambda v: v >= 0, "give 0 or more milliseconds"),
     Setting("worker.online", bool, False,
-            "learn the model behind the inputs `online` even while no model reads them: 20 MiB, and a lesson an event"),
+            "learn the models behind the inputs `online` and `rhythm` even while no model reads them: 20 MiB, and a lesson an event"),
     Setting("worker.audience", bool, False,
             "publish events with their users' profiles, for the inputs `audience`, even while no model reads them; with worker.embedding"),
     Setting("worker.embedding", int, 0,
