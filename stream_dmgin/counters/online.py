@@ -202,6 +202,13 @@ def _remember(model: Any, h: Any, surface: Any, bucket: Any, expected: Any, clic
 
 
 @kernel
+def adagrad(w: Any, at: Any, g: Any) -> None:
+    """One step down the gradient g of the weight at a place: weights, and what their squared gradients add up to."""
+    seen = np.float64(w[at, 1]) + g * g
+    w[at, 0], w[at, 1] = np.float64(w[at, 0]) - RATE * g / math.sqrt(1.0 + seen), seen
+
+
+@kernel
 def _step(model: Any, weights: Any, factors: Any, click: Any, share: Any) -> Any:
     """One lesson at some `places` and `fields`: an impression or a click, `share` of them. Returns the probability before it."""
     m = i64(model, (N_MODEL,))
@@ -210,9 +217,7 @@ def _step(model: Any, weights: Any, factors: Any, click: Any, share: Any) -> Any
     p = sigmoid(linear(model, weights) + factored(model, factors))
     g = -share if click else share * p
     for k in range(7):
-        at = weights[k]
-        seen = np.float64(w[at, 1]) + g * g
-        w[at, 0], w[at, 1] = np.float64(w[at, 0]) - RATE * g / math.sqrt(1.0 + seen), seen
+        adagrad(w, weights[k], g)
     a, b, c, d = factors
     for j in range(FACTORS):
         total = np.float64(v[a, j]) + np.float64(v[b, j]) + np.float64(v[c, j]) + np.float64(v[d, j])

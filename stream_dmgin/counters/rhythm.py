@@ -7,7 +7,6 @@ same ranges in the same order has the same bits. A lesson takes 0.3 us, a predic
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from stream_dmgin.counters.online import (
     M_RHYTHM_DIRTY,
     N_MODEL,
     PAGE_WORDS,
-    RATE,
+    adagrad,
     sigmoid,
     spread,
 )
@@ -77,5 +76,4 @@ def learn_rhythm(model: Any, kind: Any, h: Any, bucket: Any, metric: Any, count:
         for _ in range(steps):
             g = -share if metric[i] == 1 else share * sigmoid(rhythm(model, h[i], bucket[i])[1])
             for k in range(5):
-                seen = np.float64(w[at[k], 1]) + g * g
-                w[at[k], 0], w[at[k], 1] = np.float64(w[at[k], 0]) - RATE * g / math.sqrt(1.0 + seen), seen
+                adagrad(w, at[k], g)

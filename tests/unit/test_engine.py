@@ -94,8 +94,12 @@ def test_the_cache_serves_a_version_until_the_next_and_stays_in_bounds(engine: E
 
 def test_a_user_twice_in_a_call(engine: Engine) -> None:
     x = {k: v[[1, 1]] for k, v in example_inputs(SPEC, 2, 3).items()}
-    p = engine.head(TowerCache().towers([(b"a", 1), (b"a", 1)], maker(engine, x)), x)["ctr"]
-    np.testing.assert_array_equal(p[0], p[1])
+    cache = TowerCache()
+    towers = cache.towers([(b"a", 1), (b"a", 1)], maker(engine, x))
+    assert len(cache) == 1
+    p = engine.head(towers, x)["ctr"]
+    # the rows of a product need not be summed up alike: with AVX-512 on an EPYC they differ by 4e-9
+    np.testing.assert_allclose(p[0], p[1], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 128, 32), (3, 5, 2), (2, 1, 16)])
