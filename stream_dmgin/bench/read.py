@@ -54,7 +54,7 @@ def measure(lives: list[int], users: int = 8, candidates: int = 100, spec: Input
 class _Reader:
     def __init__(self, people: Population, spec: InputSpec, candidates: int) -> None:
         self._people = people
-        self._arrays = UserArrays.allocate(1, spec.groups, spec.events, spec.interests)
+        self._arrays = UserArrays.of(spec, 1)
         self._inputs = Inputs.allocate(spec, 1, candidates)
         self._builder = FeatureBuilder(spec, people.catalogue, people.counters, people.groups)
         r = random.Random(3)
@@ -82,7 +82,7 @@ class _Reader:
 
 def _cold(path: Path, people: Population, spec: InputSpec, life: int) -> float:
     """Median microseconds of the first read of a user by an engine just opened; RocksDB's files are in the page cache."""
-    arrays = UserArrays.allocate(1, spec.groups, spec.events, spec.interests)
+    arrays = UserArrays.of(spec, 1)
     engine = StateEngine.open(path, 0, people.groups)
     engine.read([b"nobody"], arrays, 0)
     spent = []

@@ -147,7 +147,7 @@ class _Whole:
     def __init__(self, scorer: Scorer, members: Sequence[Member], people: Population, candidates: int) -> None:
         spec = scorer.engine.spec
         self._members = members
-        self._arrays = UserArrays.allocate(1, spec.groups, spec.events, spec.interests)
+        self._arrays = UserArrays.of(spec, 1)
         self._inputs = Inputs.allocate(spec, 1, candidates)
         self._builder = FeatureBuilder(spec, people.catalogue, people.counters, people.groups)
 

@@ -49,7 +49,7 @@ class _View:
 
     def __init__(self, spec: InputSpec, world: World) -> None:
         self.builder = FeatureBuilder(spec, world.catalogue, world.counters, world.groups)
-        self.arrays = UserArrays.allocate(MAX_REQUESTS, spec.groups, spec.events, spec.interests)
+        self.arrays = UserArrays.of(spec, MAX_REQUESTS)
         self.inputs = Inputs.allocate(spec, MAX_REQUESTS, max(1, MAX_CELLS // MAX_REQUESTS))
         self._one = Inputs.allocate(spec, 1, WIDEST)
 

@@ -64,7 +64,7 @@ class Scorer:
         self.towers = tower_cache if tower_cache is not None else TowerCache()
         spec = engine.spec
         self._builder = FeatureBuilder(spec, catalogue, counters, groups)
-        self._arrays = UserArrays.allocate(max_users, spec.groups, spec.events, spec.interests)
+        self._arrays = UserArrays.of(spec, max_users)
         self._inputs = Inputs.allocate(spec, max_users, max(1, MAX_CELLS // max_users))
         self._user_inputs = Inputs.allocate(spec, max_users, 1)  # of the users whose towers are computed
 

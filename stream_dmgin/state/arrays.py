@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from stream_dmgin.features.spec import N_CLS
+from stream_dmgin.features.spec import N_CLS, InputSpec
 from stream_dmgin.state.layout import GROUP_RING, HOT, USER_RING
 
 I64: TypeAlias = NDArray[np.int64]
@@ -74,6 +74,11 @@ class UserArrays:
         shape = (*self.g_key.shape, self.e_item.shape[2])
         data = [getattr(self, n).ctypes.data for n in names]
         self.addresses = np.array([*shape, *data, self.i_item.shape[1]], np.int64)
+
+    @classmethod
+    def of(cls, spec: InputSpec, users: int) -> UserArrays:
+        """Arrays for as much of `users` users as inputs of this spec are made from."""
+        return cls.allocate(users, spec.groups, spec.events, spec.interests)
 
     @classmethod
     def allocate(cls, users: int, groups: int = HOT, events: int = GROUP_RING, interests: int = 0) -> UserArrays:

@@ -40,7 +40,7 @@ def score_by_hand(
         with closing(stores.open(stores.partition_of(user))) as store:
             groups = store.groups
             builder = FeatureBuilder(engine.spec, followed.catalogue, followed.counters, groups)
-            arrays = UserArrays.allocate(1, engine.spec.groups, engine.spec.events, engine.spec.interests)
+            arrays = UserArrays.of(engine.spec, 1)
             inputs = Inputs.allocate(engine.spec, 1, len(candidates))
             store.read([user.encode()], arrays)
             now = int(time.time() * 1000)

@@ -133,7 +133,7 @@ def test_events_become_the_inputs_that_the_page_promises(seed: int) -> None:
         reference.online.learn(zip(*(c.tolist() for c in x.columns()), surface, strict=True))
         reference.rhythms.learn(zip(*(c.tolist() for c in x.columns()), strict=True))
         batch.release()
-    arrays = UserArrays.allocate(4, SPEC.groups, SPEC.events, SPEC.interests)
+    arrays = UserArrays.of(SPEC, 4)
     for name in ("g_key", "e_item", "s_item", "m_item"):  # what lies beyond is undefined: let it be odd
         getattr(arrays, name)[:] = 12345
     for name in ("e_ts", "e_dwell", "g_last", "g_first", "s_ts", "m_ts"):
