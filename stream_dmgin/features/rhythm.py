@@ -1,4 +1,4 @@
-"""Kernel of the block `rhythm`: how a candidate's category is clicked at this time of the week, over all users. 0.1 us a candidate."""
+"""Kernel of the block `rhythm`: how a candidate's category is clicked at this time of the week, over all users. 0.02 us a candidate."""
 
 from __future__ import annotations
 
