@@ -2,7 +2,7 @@
 (docs/adr/0021-rhythm.md). Noodles are for noon, bars for Friday night; a network has few rows to learn that from, the log has every event.
 
 As in `counters/online.py` n impressions of a category in a quarter hour add n p x to the gradient, c clicks -c x, and whoever applies the
-same ranges in the same order has the same bits. A lesson takes 0.3 us, a prediction 0.05 us; 0.5 MiB.
+same ranges in the same order has the same bits. A lesson takes 0.1 us, a prediction 0.02 us; 0.5 MiB.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from stream_dmgin.counters.online import (
     sigmoid,
     spread,
 )
+from stream_dmgin.features.spec import COUNTER_KINDS
 from stream_dmgin.native import f32, i64, kernel, u8
 
-CATEGORY = 1  # among COUNTER_KINDS
+CATEGORY = COUNTER_KINDS.index("category")
 RHYTHM_BITS, RHYTHM_WORDS = 16, 2  # a weight and what its squared gradients add up to
 RHYTHM_PAGES = (RHYTHM_WORDS << RHYTHM_BITS) // PAGE_WORDS
 
