@@ -21,20 +21,14 @@ def begin_alike(network: Trunk, strength: float) -> None:
     items about `strength`. Changes the network's tables and projections."""
     for table in (network.item, network.category, network.advertiser):
         table.weight.copy_(nn.functional.normalize(table.weight, dim=-1))
-    for ours, theirs in (
-        (network.candidate.weight, network.event.weight),
-        (network.candidate.bias, network.event.bias),
-    ):
-        ours.copy_(theirs)
+    network.candidate.load_state_dict(network.event.state_dict())
+    width = network.config.width
     for ask, key in network.comparisons():
-        width = network.config.width
         factor = math.sqrt(strength * math.sqrt(width)) if key is not None else strength * math.sqrt(width)
         for side in (ask, key):
             if side is None:
                 continue
-            of = (
-                torch.eye(width) if side.in_features == width else network.event.weight
-            )  # of the raw item: as the event is made of it
-            side.weight.copy_(factor * of)
+            # of a raw item: as an event is made of it
+            side.weight.copy_(factor * (torch.eye(width) if side.in_features == width else network.event.weight))
             if side.bias is not None:
                 side.bias.zero_()

@@ -45,7 +45,7 @@ class Member:
         """What this process has logged."""
         with open(self.log, "rb") as f:
             f.seek(self._read)
-            return f.read().decode()
+            return f.read().decode(errors="replace")  # it may be in the middle of a character
 
     def said(self, text: str) -> bool:
         """Whether this process has logged this."""
