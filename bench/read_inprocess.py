@@ -59,7 +59,7 @@ def main() -> None:
                 arrays.g_last[b] = NOW - np.arange(64) * HOUR
                 arrays.e_item[b] = rng.choice(hashes, (64, 16))
         inputs = Inputs.allocate(spec, users, CANDIDATES)
-        sets = [[(NOW, list(rng.choice(items, CANDIDATES)), 1.0, 2.0, "home")] * users for _ in range(50)]
+        sets = [[(NOW, list(rng.choice(items, CANDIDATES)), 1.0, 2.0, "home", None)] * users for _ in range(50)]
         builder.request_side(arrays, users, sets[0], inputs)
         out[f"{name}_user_side_us"] = timed(lambda i, a=arrays, u=users, x=inputs: builder.user_side(a, u, x))
         out[f"{name}_request_side_us"] = timed(

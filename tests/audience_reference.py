@@ -46,11 +46,32 @@ class Audiences:
         n, total = self.sums[None, 0]
         return [x / 127 / n if n else 0.0 for x in total]
 
-    def likeness(self, item: int, mine: list[float], events: float) -> list[float]:
-        if not events or not (self.sums[item, 0][0] or self.sums[item, 1][0]):
-            return [0.0, 0.0]
+    def met(self, item: int) -> tuple[list[float], list[float]]:
+        """How those who clicked it differ from everybody, and those who left it."""
         (shown, saw), (clicked, read), mean = self.sums[item, 0], self.sums[item, 1], self.mean()
-        me = [a - b for a, b in zip(mine, mean, strict=True)]
-        of = lambda total, n: sum(m * (x / 127 - n * c) for m, x, c in zip(me, total, mean, strict=True))  # noqa: E731
         left, n = [a - b for a, b in zip(saw, read, strict=True)], shown - clicked
-        return [of(read, clicked) / (clicked + 3), of(left, n) / (n + 10) if n > 0 else 0.0]
+        of = lambda total, n, w: [(x / 127 - n * c) / (n + w) for x, c in zip(total, mean, strict=True)]  # noqa: E731
+        return of(read, clicked, 3), of(left, n, 10) if n > 0 else [0.0] * WIDTH
+
+    def products(self, item: int, mine: list[float], events: float) -> list[list[float]]:
+        """By direction: the user's profile times both, each less everybody's."""
+        me = [a - b if events else 0.0 for a, b in zip(mine, self.mean(), strict=True)]
+        return [[a * b for a, b in zip(me, x, strict=True)] for x in self.met(item)]
+
+    def likeness(self, item: int, mine: list[float], events: float) -> list[float]:
+        return [sum(x) for x in self.products(item, mine, events)]
+
+    def readers(self, item: int, mine: list[float], events: float, read: list[int], page: int | None) -> list[float]:
+        """`read`: what the user read last, newest first."""
+        over = lambda x: [v / (math.hypot(*x) + 0.05) for v in x]  # noqa: E731
+        dot = lambda x, y: sum(a * b for a, b in zip(x, y, strict=True))  # noqa: E731
+        clicked, left = (over(x) for x in self.met(item))
+        near = [dot(over(self.met(i)[0]), clicked) for i in read[:20]]
+        far = [dot(over(self.met(i)[0]), left) for i in read[:20]]
+        mean = lambda x: sum(x) / len(x) if x else 0.0  # noqa: E731
+        of_page = over(self.met(page)[0]) if page else [0.0] * WIDTH
+        return [
+            *(v for x in self.products(item, mine, events) for v in x),
+            near[0] if near else 0.0, mean(near[:5]), mean(near), max(near, default=0.0), mean(far),
+            dot(of_page, clicked), dot(of_page, left),
+        ]  # fmt: skip

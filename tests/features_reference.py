@@ -299,7 +299,7 @@ class World:
 
     def request_side(
         self, a: Any, b: int, now: int, candidates: list[int], lat: float | None, lon: float | None,
-        surface: str | None = None,
+        surface: str | None = None, page: str | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         s, c = self.spec, self.counters
         n = min(s.groups, int(a.n_groups[b])) if b >= 0 else 0
@@ -386,6 +386,16 @@ class World:
             if "rhythm" in s.blocks:
                 category = self.owner(item, "category")
                 row += c.rhythms.at(category, now // QUARTER) if category else [0.0, 0.0]
+            on = h64(page) if page else None
+            if "readers" in s.blocks:
+                kinds = {CLS[k] for k in ("click", "weak", "strong", "payment")}
+                read = [*dict.fromkeys(i for i, k, *_ in events if k in kinds)]
+                row += c.audiences.readers(item, *me, read, on)
+            if "page" in s.blocks:
+                shared = [self.owner(item, k) for k in ("category", "advertiser")]
+                theirs = [self.owner(on, k) for k in ("category", "advertiser")] if on else [0, 0]
+                alike = [item == on, self.group_key(item) == self.group_key(on) if on else False]
+                row += map(float, [*alike, *(a != 0 and a == b for a, b in zip(shared, theirs, strict=True))])
             dense.append(row)
         dwells = [d for *_, d in events if d >= 0]
         ages, shown_ages = [now - t for _, t in in_ring], [now - t for _, t in impressions]
@@ -425,6 +435,9 @@ class World:
             user.append(math.log1p(len(self.passed(events, impressions))))
         if "audience" in s.blocks:
             user.append(math.log1p(int(me[1])))
+        if "page" in s.blocks:
+            first = c.first_ms(h64(page)) if page else None
+            user += [float(bool(page)), 0.0 if first is None else hours(now - first)]
         return {
             "c_item": [self.triple(i) for i in candidates], "c_id": [i % 2**31 for i in candidates], "c_group": group_index,
             "c_dense": dense, "g_age": [log2_minutes(now - int(a.g_last[b, g])) for g in range(n)],

@@ -71,7 +71,7 @@ class _Reader:
             engine.read([user], arrays, 0)
             t1 = perf_counter()
             builder.user_side(arrays, 1, inputs)
-            builder.request_side(arrays, 1, [(self._people.now, asked, 52.5, 13.4, "lunch")], inputs)
+            builder.request_side(arrays, 1, [(self._people.now, asked, 52.5, 13.4, "lunch", asked[0])], inputs)
             t2 = perf_counter()
             if k >= WARM:
                 read.append(t1 - t0)

@@ -157,7 +157,9 @@ class _Whole:
         t0 = perf_counter()
         a.engine.read([a.user], self._arrays, 0)
         self._builder.user_side(self._arrays, 1, self._inputs)
-        self._builder.request_side(self._arrays, 1, [(a.ts, a.candidates, a.lat, a.lon, a.surface)], self._inputs)
+        self._builder.request_side(
+            self._arrays, 1, [(a.ts, a.candidates, a.lat, a.lon, a.surface, a.page)], self._inputs
+        )
         for m in self._members:
             m.network({k: torch.from_numpy(v) for k, v in read_by(m.kind, self._inputs).items()})
         return (perf_counter() - t0) * 1000

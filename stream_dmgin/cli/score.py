@@ -13,6 +13,7 @@ from stream_dmgin.cli.common import Context, common_options, setting_flags, tabl
 @click.option("--user", required=True, metavar="U", help="user id")
 @click.option("--items", required=True, metavar="A,B,C", help="candidates, separated by commas")
 @click.option("--surface", help="context: where it would be shown")
+@click.option("--page", metavar="ITEM", help="context: the item on whose page they would stand")
 @click.option("--lat", type=float, help="context: latitude")
 @click.option("--lon", type=float, help="context: longitude")
 @click.option("--model", metavar="ID|DIR", help="model that scores [default: demo]")
@@ -26,7 +27,8 @@ from stream_dmgin.cli.common import Context, common_options, setting_flags, tabl
 @common_options
 @setting_flags(model="worker.model")
 def command(
-    ctx: Context, user: str, items: str, surface: str | None, lat: float | None, lon: float | None, model: str | None, groups_shown: int,
+    ctx: Context, user: str, items: str, surface: str | None, page: str | None, lat: float | None, lon: float | None, model: str | None,
+    groups_shown: int,
 ) -> None:  # fmt: skip
     """Score candidates for a user as a worker would now, and say which groups of the user's life made the score.
 
@@ -36,7 +38,7 @@ def command(
     from stream_dmgin.worker.by_hand import score_by_hand
 
     candidates = [i for i in items.split(",") if i]
-    result = score_by_hand(ctx.settings, user, candidates, lat, lon, surface, groups_shown)
+    result = score_by_hand(ctx.settings, user, candidates, lat, lon, surface, page, groups_shown)
     ctx.emit(result, _human)
 
 

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream_dmgin.counters.online import M_AUDIENCE, M_AUDIENCE_DIRTY, N_MODEL, PAGE_WORDS, spread
+from stream_dmgin.features.spec import AUDIENCE_WIDTH
 from stream_dmgin.native import f32, f64, i32, i64, kernel, u8
 
-WIDTH = 16
+WIDTH = AUDIENCE_WIDTH
 SCALE = 127.0  # of profiles in increments: a profile has length 1
 ITEM_BITS, WAYS = 16, 4
 # Words of 32 bits of an item: key, when it was touched last, impressions, clicks; sums of the profiles of the former, of the latter
@@ -122,22 +123,21 @@ def put_mean(model: Any, to: Any) -> None:
 
 
 @kernel
-def likeness(model: Any, h: Any, profile: Any, mean: Any) -> tuple[float, float]:
-    """(to those who clicked the item, to those who saw and left it): the product of a profile (WIDTH doubles at an address, the `mean`
-    taken off) with the mean profile of the item's, less everybody's, drawn towards 0 where they are few."""
-    at = i64(model, (N_MODEL,))[M_AUDIENCE]
+def put_met(model: Any, h: Any, mean: Any, to: Any) -> bool:
+    """How those who clicked an item, and those who saw and left it, differ from everybody, as two times WIDTH doubles at an address: the
+    mean of their profiles less the `mean` (WIDTH doubles at an address), drawn towards 0 where they are few. Zeros and false where nobody
+    met the item."""
+    at, out = i64(model, (N_MODEL,))[M_AUDIENCE], f64(to, (2 * WIDTH,))
     cell = _cell_of(i32(at, (ITEMS, WORDS)), h)[0]
     if cell < 0:
-        return 0.0, 0.0
-    x, mine, whole = f32(at + 4 * WORDS * cell, (WORDS,)), f64(profile, (WIDTH,)), f64(mean, (WIDTH,))
+        out[:] = 0
+        return False
+    x, everybody = f32(at + 4 * WORDS * cell, (WORDS,)), f64(mean, (WIDTH,))
     shown, clicked = np.float64(x[2]), np.float64(x[3])
-    saw, read, base = 0.0, 0.0, 0.0
-    for k in range(WIDTH):
-        saw += mine[k] * np.float64(x[4 + k])
-        read += mine[k] * np.float64(x[4 + WIDTH + k])
-        base += mine[k] * whole[k]
     left = shown - clicked
-    to_readers = (read / SCALE - clicked * base) / (clicked + CLICKED_PRIOR)
-    if left <= 0:  # clicks without impressions: who left it, nobody knows
-        return to_readers, 0.0
-    return to_readers, ((saw - read) / SCALE - left * base) / (left + SHOWN_PRIOR)
+    for k in range(WIDTH):
+        saw, read = np.float64(x[4 + k]), np.float64(x[4 + WIDTH + k])
+        out[k] = (read / SCALE - clicked * everybody[k]) / (clicked + CLICKED_PRIOR)
+        # clicks without impressions: who left it, nobody knows
+        out[WIDTH + k] = ((saw - read) / SCALE - left * everybody[k]) / (left + SHOWN_PRIOR) if left > 0 else 0.0
+    return True

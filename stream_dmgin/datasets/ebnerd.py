@@ -63,6 +63,7 @@ def load(path: Path) -> form.Dataset:
     user, impression = form.strings(t["user_id"].to_numpy()), form.strings(t["impression_id"].to_numpy())
     page = np.where(pc.is_null(t["article_id"]).to_numpy(zero_copy_only=False), "front", "article")
     surface = pa.array(np.char.add(np.char.add(page, "-"), t["device_type"].to_numpy().astype(str)))
+    page_item = t["article_id"].combine_chunks().cast(pa.int64()).cast(pa.string())
     r = pa.array(seen["row"])
     rows = form.table(
         form.ROWS,
@@ -73,6 +74,7 @@ def load(path: Path) -> form.Dataset:
             "ts": time[seen["row"]],
             "label": label.astype(np.int8),
             "surface": surface.take(r),
+            "page": page_item.take(r),
             "impression_id": impression.take(r),
         },
     )

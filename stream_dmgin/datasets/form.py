@@ -49,6 +49,7 @@ ROWS: dict[str, tuple[pa.DataType, bool]] = {
     "ts": (pa.int64(), True),
     "label": (pa.int8(), True),
     "surface": (pa.string(), False),
+    "page": (pa.string(), False),  # the item on whose page it is asked for
     "lat": (pa.float64(), False),
     "lon": (pa.float64(), False),
     "impression_id": (pa.string(), False),

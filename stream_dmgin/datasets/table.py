@@ -40,6 +40,7 @@ MAPPABLE = (
     "value",
     "label",
     "surface",
+    "page",
     "lat",
     "lon",
     *ITEM_COLUMNS,
@@ -174,7 +175,10 @@ def _labelled(c: Mapping[str, Any]) -> tuple[pa.Table, pa.Table]:
         label = c["label"].cast(pa.int8())
         rows = form.table(
             form.ROWS,
-            {**_optional(c, ("request_id", "user_id", "item_id", "ts", "surface", "lat", "lon")), "label": label},
+            {
+                **_optional(c, ("request_id", "user_id", "item_id", "ts", "surface", "page", "lat", "lon")),
+                "label": label,
+            },
         )
     except pa.ArrowException as e:
         raise InputError(f"a mapped column holds values of another type: {e}") from None

@@ -33,7 +33,7 @@ from stream_dmgin.features.spec import BLOCKS, USER_BLOCKS
 from stream_dmgin.features.user_side import CLICK
 from stream_dmgin.native import f32, i32, i64, kernel, log, u8
 
-SESSION, SURFACE, ENGAGEMENT, TREND, TASTE, FATIGUE, ONLINE, CONTENT, PASSED, AUDIENCE, RHYTHM = (
+SESSION, SURFACE, ENGAGEMENT, TREND, TASTE, FATIGUE, ONLINE, CONTENT, PASSED, AUDIENCE, RHYTHM, READERS, PAGE = (
     1 << BLOCKS.index(b)
     for b in (
         "session",
@@ -47,6 +47,8 @@ SESSION, SURFACE, ENGAGEMENT, TREND, TASTE, FATIGUE, ONLINE, CONTENT, PASSED, AU
         "passed",
         "audience",
         "rhythm",
+        "readers",
+        "page",
     )
 )
 N_SESSION, N_SURFACE = len(USER_BLOCKS["session"]), len(USER_BLOCKS["surface"])

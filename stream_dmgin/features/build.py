@@ -1,7 +1,7 @@
 """From a user's state, the shared counters, the catalogue and the group map to the model's inputs (`spec.py`).
 
 The same code serves, replays and trains. Hot path: two numba calls a batch; Python's part is to hash the candidates and to
-fill in four numbers a request. Costs and their command: docs/features.md.
+fill in six numbers a request. Costs and their command: docs/features.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stream_dmgin.features.flat_side import flat_side
 from stream_dmgin.features.inputs import Inputs
 from stream_dmgin.features.request_side import NUMBERS, PLACE, SCRATCH, request_side
 from stream_dmgin.features.scales import bucket, log_table
-from stream_dmgin.features.spec import RING, InputSpec, Reads
+from stream_dmgin.features.spec import MEETING, RING, InputSpec, Reads
 from stream_dmgin.features.user_side import MAX_GROUPS, user_side
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.native import hash_ids
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from stream_dmgin.state.arrays import UserArrays
 
 Rows = int | NDArray[np.int32]
-# ts (ms), candidates (item ids, or their hashes as uint64), latitude and longitude in degrees or None, surface or None
-Request = tuple[int, "Sequence[str] | NDArray[np.uint64]", float | None, float | None, str | None]
+# ts (ms), candidates (item ids, or their hashes as uint64), latitude and longitude in degrees or None, surface or None, id of the item on
+# whose page they would stand or None
+Request = tuple[int, "Sequence[str] | NDArray[np.uint64]", float | None, float | None, str | None, str | None]
 _KEPT = 64  # bindings and surfaces remembered
 
 
@@ -47,8 +48,8 @@ class FeatureBuilder:
             )
         needs, learns = Reads.of([spec]), counters.online
         if (needs.online and (learns is None or not learns.items)) or (needs.rhythm and learns is None):
-            name = next(b for b in ("audience", "online", "rhythm") if b in spec.blocks)
-            setting = "audience" if name == "audience" else "online"
+            name = next(b for b in ("audience", "readers", "online", "rhythm") if b in spec.blocks)
+            setting = "audience" if name in MEETING else "online"
             raise UsageError(
                 f"the model reads the inputs `{name}`, which the counters of this process don't learn: start the worker again, or "
                 f"with worker.{setting} = true before such a model is published"
@@ -107,12 +108,18 @@ class FeatureBuilder:
             self._numbers = np.zeros((len(requests), NUMBERS), np.int64)
             self._places = np.zeros((len(requests), PLACE), np.float64)
         parts, at = [], 0
-        for i, (ts, candidates, lat, lon, surface) in enumerate(requests):
+        for i, (ts, candidates, lat, lon, surface, page) in enumerate(requests):
             n = len(candidates)
             if n > out.candidates:
                 raise ValueError(f"{n} candidates don't fit into inputs for {out.candidates}")
             parts.append(candidates if isinstance(candidates, np.ndarray) else hash_ids(candidates))
-            self._numbers[i] = ts, *self._surface(surface), at, at + n
+            self._numbers[i] = (
+                ts,
+                *self._surface(surface),
+                at,
+                at + n,
+                np.uint64(item_hash(page)).astype(np.int64) if page else 0,
+            )
             at += n
             if lat is None or lon is None or not (math.isfinite(lat) and math.isfinite(lon)):
                 self._places[i, 3] = 0.0

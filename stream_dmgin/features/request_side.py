@@ -23,7 +23,18 @@ from stream_dmgin.counters.read import (
     smoothed_logit,
 )
 from stream_dmgin.counters.trend import N_TREND, N_TREND_USER, TREND_SCRATCH, put_trend, read_whole
-from stream_dmgin.features.audience import AUDIENCE_SCRATCH, N_AUDIENCE, put_audience, put_audience_user
+from stream_dmgin.features.audience import (
+    AUDIENCE_SCRATCH,
+    N_AUDIENCE,
+    N_AUDIENCE_USER,
+    N_READERS,
+    find_met,
+    put_audience,
+    put_audience_size,
+    put_audience_user,
+    put_readers,
+    put_readers_user,
+)
 from stream_dmgin.features.blocks import (
     AUDIENCE,
     CONTENT,
@@ -32,7 +43,9 @@ from stream_dmgin.features.blocks import (
     N_SESSION,
     N_SURFACE,
     ONLINE,
+    PAGE,
     PASSED,
+    READERS,
     RHYTHM,
     SESSION,
     SURFACE,
@@ -123,7 +136,8 @@ from stream_dmgin.features.fatigue import (
     put_fatigue_user,
 )
 from stream_dmgin.features.online import N_ONLINE, N_ONLINE_USER, ONLINE_SCRATCH, put_online, put_online_user
-from stream_dmgin.features.rhythm import put_rhythm
+from stream_dmgin.features.page import PAGE_SCRATCH, put_page, put_page_user
+from stream_dmgin.features.rhythm import N_RHYTHM, put_rhythm
 from stream_dmgin.features.scales import (
     ABSENT_HOURS,
     ABSENT_MINUTES,
@@ -159,7 +173,10 @@ N_PLACES = 1024
 (R_CLICKS, R_IMPRESSIONS, R_RECENT, R_LAST_EVENT, R_LAST_IMPRESSION) = range(5)
 # A user's groups by key, and the features of those already worked out for this request
 N_GROUP_PLACES = 256
-NUMBERS, PLACE = 5, 4  # columns of a request: ts, surface bucket and number, first candidate, end; x, y, z, known
+NUMBERS, PLACE = (
+    6,
+    4,
+)  # columns of a request: ts, surface bucket and number, first candidate, end, page's hash; x, y, z, known
 
 # Scratch memory, in bytes: places (i32), keys (u64), values (i64), group places (i32), group features (f32), done (u8)
 _S_KEYS = 4 * N_PLACES
@@ -174,7 +191,8 @@ _S_FATIGUE = _S_TASTE + TASTE_SCRATCH
 _S_ONLINE = _S_FATIGUE + FATIGUE_SCRATCH
 _S_CONTENT = (_S_ONLINE + ONLINE_SCRATCH + 7) // 8 * 8
 _S_AUDIENCE = _S_CONTENT + CONTENT_SCRATCH
-SCRATCH = _S_AUDIENCE + AUDIENCE_SCRATCH
+_S_PAGE = _S_AUDIENCE + AUDIENCE_SCRATCH
+SCRATCH = _S_PAGE + PAGE_SCRATCH
 _RATE_12H = N_RATES + 1  # among an entity's features
 
 
@@ -469,17 +487,26 @@ def _put_candidate(
     if blocks & PASSED:
         put_passed(w, row, scratch + _S_CONTENT, out)
         out += 4 * N_PASSED
+    if blocks & (AUDIENCE | READERS):
+        find_met(w, h, scratch + _S_AUDIENCE)
     if blocks & AUDIENCE:
-        put_audience(counters, h, scratch + _S_AUDIENCE, out)
+        put_audience(scratch + _S_AUDIENCE, out)
         out += 4 * N_AUDIENCE
     if blocks & RHYTHM:
         put_rhythm(counters, category, now, out)
+        out += 4 * N_RHYTHM
+    if blocks & READERS:
+        put_readers(scratch + _S_AUDIENCE, out)
+        out += 4 * N_READERS
+    if blocks & PAGE:
+        put_page(h, category, advertiser, group, scratch + _S_PAGE, out)
 
 
 @kernel
 def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) -> None:
-    """Fill the request side of all D_B users of the inputs. Per user: `rows` (-1: nothing known), `numbers` [n,5] (ts, surface
-    bucket and number, first and end index into `hashes`), `places` [n,4] (unit vector, 1 where known). Users after the last are padding."""
+    """Fill the request side of all D_B users of the inputs. Per user: `rows` (-1: nothing known), `numbers` [n,6] (ts, surface
+    bucket and number, first and end index into `hashes`, hash of the page's item), `places` [n,4] (unit vector, 1 where known).
+    Users after the last are padding."""
     w, counters, scratch = where[W_SELF], where[W_COUNTERS], where[W_SCRATCH]
     B, C, G, D, UB, UG = where[D_B], where[D_C], where[D_G], where[D_D], where[D_UB], where[D_UG]
     logs, n_groups = f32(where[W_LOGS], (LOGS,)), i32(where[U_GROUPS], (UB,))
@@ -550,8 +577,16 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
         if where[D_BLOCKS] & PASSED:
             put_passed_user(w, r, scratch + _S_CONTENT, user)
             user += 4 * N_PASSED_USER
+        page = np.uint64(numbers[b, 5])
+        if where[D_BLOCKS] & (AUDIENCE | READERS):
+            put_audience_user(w, r, scratch + _S_AUDIENCE)
         if where[D_BLOCKS] & AUDIENCE:
-            put_audience_user(w, r, scratch + _S_AUDIENCE, user)
+            put_audience_size(w, scratch + _S_AUDIENCE, user)
+            user += 4 * N_AUDIENCE_USER
+        if where[D_BLOCKS] & READERS:
+            put_readers_user(w, r, page, scratch + _S_AUDIENCE)
+        if where[D_BLOCKS] & PAGE:
+            put_page_user(w, page, now, scratch + _S_PAGE, user)
         x_cat[b] = numbers[b, 1]
         start, n = numbers[b, 3], min(C, numbers[b, 4] - numbers[b, 3])
         at, place = b * C, places.ctypes.data + 8 * PLACE * b

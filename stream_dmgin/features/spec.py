@@ -69,6 +69,7 @@ N_CLS = len(BEHAVIOUR_CLASSES)
 
 RING = 64  # entries of a user's two rings in the state, at most: what is newest of a life
 INTERESTS, INTEREST_EVENTS = 4096, 4  # events that a user's profile is made of, at most: in all, of one group
+AUDIENCE_WIDTH = 16  # numbers of a profile, and of an item's audience
 
 N_AGE = 32  # bucket = min(31, floor(2 * log2(1 + minutes)))
 N_DWELL = 16
@@ -134,6 +135,8 @@ USER_BLOCKS = {
     "passed": ("passed_log1p_items",),  # those of the ring of impressions that are none of the former
     "audience": ("audience_log1p_events",),  # what the user's profile was made of
     "rhythm": (),
+    "readers": (),
+    "page": ("page_known", "page_log1p_item_age_h"),  # the item on whose page the candidates would stand
 }  # fmt: skip
 CANDIDATE_BLOCKS = {
     "session": (), "surface": (),
@@ -161,14 +164,20 @@ CANDIDATE_BLOCKS = {
     "passed": tuple(f"passed_{x}" for x in ("mean", "cosine", "max", "top3", "recent", "attention")),
     "audience": ("audience_clicked", "audience_left"),  # likeness of the user to those who clicked the item, to those who left it
     "rhythm": ("rhythm_category", "rhythm_logit"),  # how the category is clicked at this time of the week
+    "readers": (  # `audience` direction by direction; likeness to the audiences of what the user read last, and of the page
+        *(f"readers_clicked_{k}" for k in range(AUDIENCE_WIDTH)), *(f"readers_left_{k}" for k in range(AUDIENCE_WIDTH)),
+        "readers_last", "readers_last5", "readers_last20", "readers_nearest", "readers_left20", "readers_page", "readers_page_left",
+    ),
+    "page": ("page_self", "page_group", "page_category", "page_advertiser"),  # whether it is the page's item, of its group, ...
 }  # fmt: skip
 BLOCKS = tuple(USER_BLOCKS)
+MEETING = frozenset({"audience", "readers"})  # blocks that read who met an item
 
 
 @dataclass(frozen=True)
 class InputSpec:
     """Sizes of the inputs; part of a model's config. `item_numbers`: numeric `attrs` of items, appended to c_dense as log1p;
-    `embedding`: how many numbers the items' embeddings have, for the blocks `content`, `passed` and `audience`."""
+    `embedding`: how many numbers the items' embeddings have, for the blocks `content`, `passed`, `audience` and `readers`."""
 
     groups: int = 64  # G, at most 128
     events: int = 16  # L, at most 32
@@ -197,12 +206,12 @@ class InputSpec:
     @property
     def reads_embeddings(self) -> int:
         """How many numbers of the items' embeddings the inputs need; 0: none are read."""
-        return self.embedding if {"content", "passed", "audience"} & {*self.blocks} else 0
+        return self.embedding if {"content", "passed", *MEETING} & {*self.blocks} else 0
 
     @property
     def interests(self) -> int:
         """How many events must be read of a user's state for the profile; 0: it is not read."""
-        return INTERESTS if "audience" in self.blocks else 0
+        return INTERESTS if MEETING & {*self.blocks} else 0
 
     @property
     def candidate_features(self) -> tuple[str, ...]:
@@ -219,7 +228,7 @@ class InputSpec:
 @dataclass(frozen=True)
 class Reads:
     """What models need of a process beyond states and counters. `online`: what is learnt from the counters topic, behind the inputs of that
-    name and `audience`; `embedding`: how many numbers of the items' embeddings, 0: none; `audience`: that events are published
+    name, `audience` and `readers`; `embedding`: how many numbers of the items' embeddings, 0: none; `audience`: that events are published
     with their users' profiles; `rhythm`: at least that part of what is learnt that is behind the inputs of that name."""
 
     online: bool = False
@@ -237,7 +246,7 @@ class Reads:
                 f"these models read embeddings of {' and '.join(map(str, sorted(widths)))} numbers: an item has one embedding. Take them "
                 "one by one, or train them for the same"
             )
-        audience = any("audience" in s.blocks for s in some)
+        audience = any(MEETING & {*s.blocks} for s in some)
         online, rhythm = (any(b in s.blocks for s in some) for b in ("online", "rhythm"))
         return cls(audience or online, max(widths, default=0), audience, rhythm)
 

@@ -130,7 +130,9 @@ def _events(data: Dataset, low: int, high: int) -> Iterator[_Out]:
 
 def _requests(data: Dataset, low: int, high: int) -> Iterator[_Out]:
     names = [
-        f for f in ("request_id", "user_id", "item_id", "ts", "surface", "lat", "lon") if f in data.rows.column_names
+        f
+        for f in ("request_id", "user_id", "item_id", "ts", "surface", "page", "lat", "lon")
+        if f in data.rows.column_names
     ]
     first: dict[str, Any] | None = None
     candidates: list[str] = []
@@ -154,7 +156,7 @@ def _request(row: dict[str, Any], candidates: list[str], low: int, high: int) ->
         return
     user, ts = row["user_id"], row["ts"]
     name = row.get("request_id") or "r" + hashlib.blake2b(f"{user}/{ts}".encode(), digest_size=10).hexdigest()
-    context = {k: row[k] for k in ("surface", "lat", "lon") if row.get(k) is not None}
+    context = {k: row[k] for k in ("surface", "page", "lat", "lon") if row.get(k) is not None}
     for part, at in enumerate(range(0, len(candidates), CANDIDATES_MAX)):  # longer lists become several requests
         own = name if part == 0 else f"{name}/{part + 1}"
         some = candidates[at : at + CANDIDATES_MAX]

@@ -22,6 +22,7 @@ from stream_dmgin.log.base import TP, Batch, Log, Record, batch_of
 from stream_dmgin.log.scan import scan
 from stream_dmgin.records import Item, decode_item, decode_request
 from stream_dmgin.replay.source import CHUNK, EventChunk, Requests
+from stream_dmgin.scoring.context import read_context
 
 _peek = msgspec.msgpack.Decoder().decode
 
@@ -118,7 +119,7 @@ class LogSource:
         erased = erased_users(asked, self._control)
         shown, clicked = feedback(self.recorded)
         out = Requests([], [], *(np.zeros(0, np.int64),) * 2, np.zeros(0, np.int32), np.zeros(1, np.int64), [], np.zeros(0, np.int8),
-                       np.zeros(0), np.zeros(0), [])  # fmt: skip
+                       np.zeros(0), np.zeros(0), [], [])  # fmt: skip
         nothing: set[str] = set()
         ts: list[int] = []
         at: list[int] = []
@@ -135,16 +136,17 @@ class LogSource:
                 r = decode_request(asked.keys[i], asked.values[i], int(asked.timestamp[i]))
             except RecordError:
                 continue  # rejected by the worker, too
-            c = r.context or {}
+            context = read_context(r.context)
             out.id.append(r.request_id)
             out.user.append(r.user_id)
             out.item += r.candidates
-            out.surface.append(c["surface"] if isinstance(c.get("surface"), str) else None)
+            out.surface.append(context.surface)
+            out.page.append(context.page)
             ts.append(r.ts)
             at.append(int(asked.timestamp[i]))
             partition.append(int(asked.partition[i]))
             first.append(len(out.item))
-            place.append((_number(c.get("lat")), _number(c.get("lon"))))
+            place.append((_or_nan(context.lat), _or_nan(context.lon)))
             seen, hit = shown.get(r.request_id, nothing), clicked.get(r.request_id, nothing)
             label += [1 if x in hit else 0 if x in seen else -1 for x in r.candidates]
         out.ts, out.at = np.array(ts, np.int64), np.array(at, np.int64)
@@ -209,5 +211,5 @@ def _batch(e: Columns, at: NDArray[np.int64]) -> Batch:
     return batch_of(topics.EVENTS, records)
 
 
-def _number(x: object) -> float:
-    return float(x) if isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e12 else float("nan")
+def _or_nan(x: float | None) -> float:
+    return float("nan") if x is None else x

@@ -89,7 +89,7 @@ class Replay:
                 self.clock.to(at[i])
                 self.clock.guard.request(at[i], r.id[i])
                 engine = self.world.engines[partition[i]]
-                asked = (ts[i], hashes[start[i] : start[i + 1]], lat[i], lon[i], r.surface[i])
+                asked = (ts[i], hashes[start[i] : start[i + 1]], lat[i], lon[i], r.surface[i], r.page[i])
                 for v, x in zip(self._views, inputs, strict=True):
                     engine.read([users[i]], v.arrays, i - lo)
                     v.put(rows[i - lo], asked, x)

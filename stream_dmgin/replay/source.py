@@ -52,6 +52,7 @@ class Requests:
     lat: NDArray[np.float64]  # nan unknown
     lon: NDArray[np.float64]
     surface: list[str | None]
+    page: list[str | None]
     heads: dict[str, NDArray[np.int8]] = field(default_factory=dict)
     impression: list[str | None] | None = None
 
@@ -216,6 +217,6 @@ def _requests(rows: pa.Table, heads: Sequence[str]) -> Requests:
     return Requests(
         id=taken("request_id"), user=taken("user_id"), ts=ts, at=ts, partition=np.zeros(len(start), np.int32),
         first=np.r_[start, len(code)].astype(np.int64), item=rows["item_id"].to_pylist(),
-        label=rows["label"].to_numpy().astype(np.int8), lat=number("lat"), lon=number("lon"), surface=taken("surface"),
+        label=rows["label"].to_numpy().astype(np.int8), lat=number("lat"), lon=number("lon"), surface=taken("surface"), page=taken("page"),
         heads=known, impression=impression if any(x is not None for x in impression) else None,
     )  # fmt: skip

@@ -24,6 +24,7 @@ from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import Log, Record, batch_of
 from stream_dmgin.records import Request, Score, decode_request, decode_score
 from stream_dmgin.replay.logsource import Columns, read_all
+from stream_dmgin.scoring.context import read_context
 from stream_dmgin.scoring.engine import Engine, choose_engine
 from stream_dmgin.scoring.scorer import Ask, Scorer
 from stream_dmgin.state.engine import StateEngine
@@ -108,18 +109,8 @@ def _map(name: str, given: GroupMap | None, data_dir: Path) -> GroupMap:
 
 def _check(c: _Case, scorer: Scorer, engine: StateEngine, out: Outcome) -> None:
     assert c.request is not None
-    context = c.request.context or {}
-    surface = context.get("surface")
-    lat, lon = (_number(context.get(k)) for k in ("lat", "lon"))
-    ask = Ask(
-        engine,
-        c.score.user_id.encode(),
-        c.request.ts,
-        c.request.candidates,
-        lat,
-        lon,
-        surface if isinstance(surface, str) else None,
-    )
+    request = c.request
+    ask = Ask(engine, c.score.user_id.encode(), request.ts, request.candidates, *read_context(request.context))
     scorer.towers.clear()  # versions of a rebuilt state are not those of the worker's
     answer = scorer.score([ask])[0]
     ours = {"ctr": answer.heads["ctr"], **{h: answer.heads.get(h, []) for h in c.score.heads}}
@@ -257,7 +248,3 @@ def _engines(models: Iterable[str], data_dir: Path) -> dict[str, Engine]:
 def _scorer(engine: Engine, world: _Shared, groups: GroupMap) -> Scorer:
     world.catalogue.require(engine.spec)
     return Scorer(engine, world.catalogue, world.counters.table, groups)
-
-
-def _number(x: Any) -> float | None:
-    return float(x) if isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e12 else None

@@ -43,6 +43,7 @@ class Ask:
     lat: float | None = None
     lon: float | None = None
     surface: str | None = None
+    page: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class Scorer:
             at = end
         t1 = perf_counter()
         self._builder.request_side(
-            self._arrays, n, [(a.ts, a.candidates, a.lat, a.lon, a.surface) for a in asks], inputs
+            self._arrays, n, [(a.ts, a.candidates, a.lat, a.lon, a.surface, a.page) for a in asks], inputs
         )
         t2 = perf_counter()
         users = [(a.user, v) for a, v in zip(asks, self._arrays.version[:n].tolist(), strict=True)]

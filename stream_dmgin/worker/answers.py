@@ -9,12 +9,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from stream_dmgin import topics
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.log.base import Headers
 from stream_dmgin.records import Provenance, Request, Score, encode
+from stream_dmgin.scoring.context import read_context
 from stream_dmgin.scoring.floor import item_rates
 from stream_dmgin.scoring.scorer import Ask
 from stream_dmgin.state.layout import STATE_FORMAT
@@ -171,12 +171,4 @@ class Answers:
 
 def _ask(a: Asked) -> Ask:
     r = a.request
-    c: dict[str, Any] = r.context or {}
-    surface = c.get("surface")
-    return Ask(a.owned.engine, r.user_id.encode(), r.ts, r.candidates, _number(c.get("lat")), _number(c.get("lon")),
-               surface if isinstance(surface, str) else None)  # fmt: skip
-
-
-def _number(x: Any) -> float | None:
-    """Context is the caller's own map: what is not a finite number there is as good as absent."""
-    return float(x) if isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e12 else None
+    return Ask(a.owned.engine, r.user_id.encode(), r.ts, r.candidates, *read_context(r.context))

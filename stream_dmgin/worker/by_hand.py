@@ -25,7 +25,8 @@ from stream_dmgin.worker.releases import reads
 
 
 def score_by_hand(
-    settings: Settings, user: str, candidates: Sequence[str], lat: float | None, lon: float | None, surface: str | None, groups_shown: int,
+    settings: Settings, user: str, candidates: Sequence[str], lat: float | None, lon: float | None, surface: str | None, page: str | None,
+    groups_shown: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Scores with explanations, as the JSON that `score -o json` prints. Raises UsageError, LogUnavailable."""
     if not 1 <= len(candidates) <= CANDIDATES_MAX:
@@ -45,7 +46,7 @@ def score_by_hand(
             store.read([user.encode()], arrays)
             now = int(time.time() * 1000)
             builder.user_side(arrays, 1, inputs)
-            builder.request_side(arrays, 1, [(now, candidates, lat, lon, surface)], inputs)
+            builder.request_side(arrays, 1, [(now, candidates, lat, lon, surface, page)], inputs)
             effects = explain(engine, inputs, len(candidates))
             shown = store.show(user)
     names = [g["group"] for g in shown["groups"]] if shown else []

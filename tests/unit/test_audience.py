@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from audience_reference import Audiences
 
-from stream_dmgin.counters.audience import ITEM_BITS, OFTEN, WIDTH, Audience, likeness, put_mean
+from stream_dmgin.counters.audience import ITEM_BITS, OFTEN, WIDTH, Audience, put_mean, put_met
 from stream_dmgin.counters.chains import SharedCounters
 from stream_dmgin.counters.increments import Increments, decode
 from stream_dmgin.errors import RecordError, UsageError
@@ -48,10 +48,11 @@ def increments(audience: Audience | None, n: int = 20) -> Increments:
 
 def says(s: SharedCounters, item: int, mine: np.ndarray) -> tuple[float, float]:
     assert s.table.online is not None
-    model, mean = s.table.online.addresses.ctypes.data, np.zeros(WIDTH)
+    model, mean, met = s.table.online.addresses.ctypes.data, np.zeros(WIDTH), np.full((2, WIDTH), 7.0)
     put_mean(model, mean.ctypes.data)
-    less = mine - mean
-    return likeness(model, np.uint64(item), less.ctypes.data, mean.ctypes.data)
+    put_met(model, np.uint64(item), mean.ctypes.data, met.ctypes.data)
+    clicked, left = met @ (mine - mean)
+    return float(clicked), float(left)
 
 
 def rows(x: Audience) -> list:
@@ -147,8 +148,9 @@ def test_a_checkpoint_goes_on_where_it_was() -> None:
 def test_a_model_that_reads_it_needs_it_learnt() -> None:
     from stream_dmgin.counters.table import CounterTable
 
-    with pytest.raises(UsageError, match=r"`audience`.*worker\.audience = true"):
-        FeatureBuilder(InputSpec(blocks=("audience",)), Catalogue(embedding=64), CounterTable(), GroupMap.empty())
+    for block in ("audience", "readers"):
+        with pytest.raises(UsageError, match=rf"`{block}`.*worker\.audience = true"):
+            FeatureBuilder(InputSpec(blocks=(block,)), Catalogue(embedding=64), CounterTable(), GroupMap.empty())
 
 
 def test_arrays_without_room_for_interests_are_refused() -> None:

@@ -104,7 +104,8 @@ def test_inputs_equal_the_reference(seed: int) -> None:
         50 * HOUR,
     ):  # the counters' cache is filled at the first, and partly stale afterwards
         surfaces = ["home", "search", "home", None, "map", "", "elsewhere"]
-        asks = [(NOW + later, c, *p, s) for c, p, s in zip(candidates, places, surfaces, strict=True)]
+        pages = [case.names[3], candidates[1][0], None, candidates[3][2], "unknown", "", case.names[7]]
+        asks = [(NOW + later, c, *p, s, on) for c, p, s, on in zip(candidates, places, surfaces, pages, strict=True)]
         case.builder.user_side(case.arrays, rows, inputs)
         case.builder.request_side(case.arrays, rows, asks, inputs)
         for i, r in enumerate(rows.tolist()):
@@ -112,10 +113,10 @@ def test_inputs_equal_the_reference(seed: int) -> None:
                 check_user(inputs, i, case.world.user_side(case.arrays, r))
             else:
                 assert not inputs["g_mask"][i].any() and not inputs["s_mask"][i].any()
-            ts, names, lat, lon, surface = asks[i]
+            ts, names, lat, lon, surface, page = asks[i]
             place = (lat, lon) if lat is not None and lon is not None else (None, None)
             check_request(
-                inputs, i, case.world.request_side(case.arrays, r, ts, [h64(n) for n in names], *place, surface)
+                inputs, i, case.world.request_side(case.arrays, r, ts, [h64(n) for n in names], *place, surface, page)
             )
         assert not inputs["c_mask"][7].any() and not inputs["u_dense"][7].any() and not inputs["g_mask"][7].any()
         case.count(200)
@@ -123,7 +124,7 @@ def test_inputs_equal_the_reference(seed: int) -> None:
 
 def test_optional_blocks_change_no_other_input() -> None:
     case, plain = Case(18), replace(SPEC, blocks=())
-    asks = [(NOW, case.names, 1.0, 2.0, "home")] * 6
+    asks = [(NOW, case.names, 1.0, 2.0, "home", "s3")] * 6
     builder = FeatureBuilder(plain, case.catalogue, case.table, case.map)
     for blocks in (
         (),
@@ -134,6 +135,8 @@ def test_optional_blocks_change_no_other_input() -> None:
         ("content", "passed"),
         ("passed", "audience"),
         ("audience", "rhythm"),
+        ("audience", "readers"),
+        ("readers", "page"),
     ):
         some = replace(SPEC, blocks=blocks)
         a, b, c = (Inputs.allocate(s, 6, 40) for s in (plain, some, SPEC))
@@ -151,7 +154,7 @@ def test_optional_blocks_change_no_other_input() -> None:
 
 def test_what_was_in_the_buffers_does_not_matter() -> None:
     case = Case(11)
-    asks = [(NOW, case.names[:5], 1.0, 2.0, None), (NOW, case.names[5:17], None, None, "search")]
+    asks = [(NOW, case.names[:5], 1.0, 2.0, None, "s4"), (NOW, case.names[5:17], None, None, "search", None)]
     a, b = Inputs.allocate(SPEC, 3, 20), Inputs.allocate(SPEC, 3, 20)
     for x in b.values():
         x[...] = True if x.dtype == bool else 77
@@ -164,7 +167,7 @@ def test_what_was_in_the_buffers_does_not_matter() -> None:
 
 def test_batch_size_and_padding_do_not_matter() -> None:
     case = Case(12)
-    asks = [(NOW + i * HOUR, list(case.rng.choice(case.names, 3 + i)), 1.0, 2.0, f"p{i}") for i in range(6)]
+    asks = [(NOW + i * HOUR, list(case.rng.choice(case.names, 3 + i)), 1.0, 2.0, f"p{i}", f"s{i}") for i in range(6)]
     whole = Inputs.allocate(SPEC, 6, 8)
     case.builder.user_side(case.arrays, 6, whole)
     case.builder.request_side(case.arrays, 6, asks, whole)
@@ -182,15 +185,17 @@ def test_batch_size_and_padding_do_not_matter() -> None:
 def test_candidates_as_hashes_are_the_same() -> None:
     case = Case(13)
     a, b = Inputs.allocate(SPEC, 1, 40), Inputs.allocate(SPEC, 1, 40)
-    case.builder.request_side(case.arrays, 1, [(NOW, case.names, None, None, None)], a)
-    case.builder.request_side(case.arrays, 1, [(NOW, hash_ids(case.names), None, None, None)], b)
+    case.builder.request_side(case.arrays, 1, [(NOW, case.names, None, None, None, None)], a)
+    case.builder.request_side(case.arrays, 1, [(NOW, hash_ids(case.names), None, None, None, None)], b)
     assert all(np.array_equal(a[n], b[n]) for n in REQUEST_SIDE)
 
 
 def test_surface_is_bucketed_and_none_is_zero() -> None:
     case = Case(14)
     x = Inputs.allocate(SPEC, 4, 1)
-    case.builder.request_side(case.arrays, 4, [(NOW, ["s1"], None, None, s) for s in ("home", "", None, "home")], x)
+    case.builder.request_side(
+        case.arrays, 4, [(NOW, ["s1"], None, None, s, None) for s in ("home", "", None, "home")], x
+    )
     home = int(x["x_cat"][0])
     assert 0 < home < SPEC.surface_buckets and x["x_cat"].tolist() == [home, 0, 0, home]
 
@@ -199,7 +204,7 @@ def test_another_group_map_and_a_grown_catalogue_are_seen() -> None:
     case = Case(15)
     x = Inputs.allocate(SPEC, 1, 1)
     case.arrays.n_groups[0], case.arrays.g_key[0, 0] = 1, 7
-    ask = [(NOW, ["new"], None, None, None)]
+    ask = [(NOW, ["new"], None, None, None, None)]
     case.builder.request_side(case.arrays, 1, ask, x)
     assert x["c_group"][0, 0] == SPEC.groups and x["c_dense"][0, 0, SPEC.candidate_features.index("item_known")] == 0
     case.builder.groups = case.map.extend({"new": 7})
@@ -214,11 +219,11 @@ def test_too_small_inputs_are_refused() -> None:
     case = Case(16)
     x = Inputs.allocate(SPEC, 2, 3)
     with pytest.raises(ValueError, match="don't fit"):
-        case.builder.request_side(case.arrays, 1, [(NOW, ["a"] * 4, None, None, None)], x)
+        case.builder.request_side(case.arrays, 1, [(NOW, ["a"] * 4, None, None, None, None)], x)
     with pytest.raises(ValueError, match="don't fit"):
         case.builder.user_side(case.arrays, 3, x)
     with pytest.raises(ValueError, match="requests for"):
-        case.builder.request_side(case.arrays, 2, [(NOW, ["a"], None, None, None)], x)
+        case.builder.request_side(case.arrays, 2, [(NOW, ["a"], None, None, None, None)], x)
     with pytest.raises(ValueError, match="another InputSpec"):
         case.builder.user_side(case.arrays, 1, Inputs.allocate(InputSpec(), 1, 1))
     with pytest.raises(ValueError, match="model reads"):
@@ -237,6 +242,6 @@ def test_a_users_own_events_ahead_of_the_request_are_of_age_zero() -> None:
     case.arrays.s_len[0], case.arrays.s_item[0, 0], case.arrays.s_ts[0, 0] = 1, h64("s1"), NOW + HOUR
     case.arrays.s_cls[0, 0] = BEHAVIOUR_CLASSES.index("click")
     x = Inputs.allocate(SPEC, 1, 1)
-    case.builder.request_side(case.arrays, 1, [(NOW, ["s1"], None, None, None)], x)
+    case.builder.request_side(case.arrays, 1, [(NOW, ["s1"], None, None, None, None)], x)
     assert x["c_dense"][0, 0, SPEC.candidate_features.index("ui_log1p_click_age_h")] == 0
     assert np.isfinite(x["c_dense"]).all() and np.isfinite(x["u_dense"]).all()

@@ -142,10 +142,10 @@ def test_events_become_the_inputs_that_the_page_promises(seed: int) -> None:
     engine.read([*(u.encode() for u in USERS), b"nobody"], arrays)
     builder, inputs = FeatureBuilder(SPEC, catalogue, table, groups), Inputs.allocate(SPEC, 4, 31)
     builder.user_side(arrays, 4, inputs)
-    builder.request_side(arrays, 4, [(NOW, [*ITEMS, "unknown"], 10.0, 20.0, "home")] * 4, inputs)
+    builder.request_side(arrays, 4, [(NOW, [*ITEMS, "unknown"], 10.0, 20.0, "home", "s3")] * 4, inputs)
     for b in range(4):
         check_user(inputs, b, world.user_side(arrays, b))
         candidates = [h64(n) for n in [*ITEMS, "unknown"]]
-        check_request(inputs, b, world.request_side(arrays, b, NOW, candidates, 10.0, 20.0, "home"))
+        check_request(inputs, b, world.request_side(arrays, b, NOW, candidates, 10.0, 20.0, "home", "s3"))
     assert BEHAVIOUR_CLASSES[inputs["s_cls"][0, 0]] in BEHAVIOUR_CLASSES and int(arrays.n_groups[3]) == 0
     engine.close()
