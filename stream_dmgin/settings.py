@@ -97,9 +97,11 @@ SETTINGS = (
     Setting("worker.online", bool, False,
             "learn the models behind the inputs `online` and `rhythm` even while no model reads them: 20 MiB, and a lesson an event"),
     Setting("worker.audience", bool, False,
-            "publish events with their users' profiles, for the inputs `audience`, even while no model reads them; with worker.embedding"),
+            "publish events with their users' profiles, for the inputs `audience`, `readers`, even while no model reads them; with "
+            "worker.embedding"),
     Setting("worker.embedding", int, 0,
-            "keep items' embeddings of so many numbers even while no model reads them (`content`, `passed`, `audience`); 0: as models ask",
+            "keep items' embeddings of so many numbers even while no model reads them (`content`, `passed`, `audience`, `readers`); 0: as "
+            "models ask",
             lambda v: 0 <= v <= 4096, "give 0 to 4096 numbers"),
     Setting("worker.groups", str, "", "group map: CSV with item_id,group, or a map built by `groups build`"),
     Setting("worker.model", str, "demo", "model id, or the directory of one"),

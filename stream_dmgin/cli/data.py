@@ -53,8 +53,8 @@ def command() -> None:
 @click.option(
     "--embed",
     type=click.Choice(["none", "lsa", "minilm", "clicks"]),
-    help="make embeddings of the items, for the inputs `content`, `passed`, `audience`: of their words by lsa or minilm (extra `text`), "
-    "or of clicks alone [default: clicks for kuairand and ebnerd, whose recipes read them, else none]",
+    help="make embeddings of the items, for the inputs `content`, `passed`, `audience` ...: of their words by lsa or minilm (extra "
+    "`text`), or of clicks alone [default: clicks for kuairand and ebnerd, whose recipes read them, else none]",
 )
 @click.option(
     "--embed-width", type=click.IntRange(1, 4096), default=64, show_default=True, help="numbers of an embedding"

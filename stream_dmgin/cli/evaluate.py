@@ -56,8 +56,8 @@ from stream_dmgin.errors import UsageError
 @click.option(
     "--embed",
     type=click.Choice(["none", "lsa", "minilm", "clicks"]),
-    help="embeddings for the blocks `content`, `passed`, `audience`: of words by lsa or minilm (extra `text`), of clicks before the first "
-    "train day [default: the log's recipe]",
+    help="embeddings for the blocks `content`, `passed`, `audience` ...: of words by lsa or minilm (extra `text`), of clicks before the "
+    "first train day [default: the log's recipe]",
 )
 @click.option(
     "--rows",

@@ -88,14 +88,14 @@ def _groups(vectors: Matrix) -> pa.Array:
 
 
 def check_embeddings(data: Dataset, spec: InputSpec) -> None:
-    """InputError where the inputs `content`, `passed` or `audience` are to be learnt from a log without embeddings of that width."""
+    """InputError where inputs that read embeddings are to be learnt from a log without embeddings of that width."""
     if spec.reads_embeddings:
         widths = pc.list_value_length(data.items["embedding"])
         if not pc.any(pc.equal(widths, spec.embedding)).as_py():
             raise InputError(
-                f"the inputs `content`, `passed` and `audience` need items with embeddings of {spec.embedding} numbers, and the log "
-                "has none: make them from words or clicks (--embed of `data import` and of `evaluate`), give the table's own, or name "
-                "--blocks without these"
+                f"the inputs `content`, `passed`, `audience` and `readers` need items with embeddings of {spec.embedding} numbers, and "
+                "the log has none: make them from words or clicks (--embed of `data import` and of `evaluate`), give the table's own, or "
+                "name --blocks without these"
             )
 
 

@@ -230,7 +230,7 @@ class Catalogue:
         if self._used:
             kept = f"those of {self.embedding} numbers" if self.embedding else "none"
             raise UsageError(
-                f"the model reads the inputs `content`, `passed` or `audience` from embeddings of {spec.embedding} numbers, and "
+                f"the model reads the inputs `content`, `passed`, `audience` or `readers` from embeddings of {spec.embedding} numbers, and "
                 f"this process keeps {kept}: start the worker again, or with worker.embedding = {spec.embedding} before such a model "
                 "is published"
             )

@@ -1,5 +1,5 @@
-"""Embeddings as the blocks `content`, `passed` and `audience` read them: whole numbers of one byte, whose products are the same on every
-machine."""
+"""Embeddings as the blocks `content`, `passed`, `audience` and `readers` read them: whole numbers of one byte, whose products are the same
+on every machine."""
 
 from __future__ import annotations
 

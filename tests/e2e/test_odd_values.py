@@ -64,6 +64,7 @@ def requests(r: random.Random) -> list[tuple[str, bytes, bytes]]:
         q["context"] = r.choice((
             None, {}, {"lat": r.choice(NUMBERS), "lon": r.choice(NUMBERS), "surface": "s"}, {"lat": math.nan, "lon": math.inf},
             {"lat": "x", "lon": [], "surface": {"a": 1}}, {"surface": "é" * 5000, "lat": True}, {"surface": ""},
+            {"page": r.choice(TRICKY_IDS)}, {"page": "never seen"}, {"page": 7}, {"page": ""},
         ))  # fmt: skip
         out.append(("requests", u.encode(), msgpack.packb(q)))
     return out

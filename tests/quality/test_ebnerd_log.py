@@ -44,7 +44,7 @@ def some(part: int) -> form.Dataset:
 
 
 # what is learnt depends a little on how events were put together, by partition and between requests; gradient steps more than sums
-@pytest.mark.parametrize(("online", "most", "mean"), [(True, 0.03, 1.5e-3), (False, 0.02, 5e-5)])
+@pytest.mark.parametrize(("online", "most", "mean"), [(True, 0.03, 1.5e-3), (False, 0.02, 3e-4)])
 def test_days_0_to_9_through_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, online: bool, most: float, mean: float
 ) -> None:

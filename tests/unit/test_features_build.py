@@ -200,6 +200,31 @@ def test_surface_is_bucketed_and_none_is_zero() -> None:
     assert 0 < home < SPEC.surface_buckets and x["x_cat"].tolist() == [home, 0, 0, home]
 
 
+def test_the_item_of_the_page_is_known_among_the_candidates() -> None:
+    case = Case(19)
+    x = Inputs.allocate(SPEC, 3, 4)
+    names = case.names[:4]
+    asks = [(NOW, names, None, None, None, page) for page in (names[1], None, "never counted")]
+    case.builder.request_side(case.arrays, 3, asks, x)
+    itself = x["c_dense"][:, :, SPEC.candidate_features.index("page_self")]
+    assert itself.tolist() == [[0, 1, 0, 0], [0] * 4, [0] * 4]
+    known, age = (x["u_dense"][:, SPEC.user_features.index(n)] for n in ("page_known", "page_log1p_item_age_h"))
+    assert known.tolist() == [1, 0, 1] and age[0] > 0 and age[1:].tolist() == [0, 0]
+    group = x["c_dense"][:, :, SPEC.candidate_features.index("page_group")]
+    want = [
+        (case.map.lookup(n) is not None and case.map.lookup(n) == case.map.lookup(names[1])) or n == names[1]
+        for n in names
+    ]
+    assert group[0].tolist() == [float(w) for w in want] and not group[1:].any()
+    case.count(200)
+    every = Inputs.allocate(SPEC, 35, 35)
+    met = case.names[:35]
+    case.builder.request_side(case.arrays, np.full(35, -1, np.int32), [(NOW, met, None, None, None, n) for n in met], every)
+    of_page = every["c_dense"][:, :, SPEC.candidate_features.index("readers_page")]
+    assert (of_page.diagonal() > 0.5).sum() > 5 and (of_page.argmax(1)[of_page.diagonal() > 0.5] == np.flatnonzero(of_page.diagonal() > 0.5)).all()
+
+
+
 def test_another_group_map_and_a_grown_catalogue_are_seen() -> None:
     case = Case(15)
     x = Inputs.allocate(SPEC, 1, 1)
