@@ -94,6 +94,8 @@ class Run:
             prepare(self.network, rows, requests, items)
         else:
             take_over(self.network, start, rows, requests)
+        self.begun = items.bucket if items is not None else np.zeros(0, np.int64)
+        self.anew = start is None
         ranks.agree(self.network)
         self.mean = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = make_optimizer(self.network, options)
@@ -142,9 +144,22 @@ class Run:
         theirs: list[Tensor] = list(self.network.parameters())
         torch._foreach_lerp_(ours, theirs, 1.0 - decay)
 
+    @torch.no_grad()
+    def _forget_untouched(self) -> None:
+        """Rows of the table of items that no step has touched yet become the unknown item's: a new item is that, and no noise. Those that
+        began with an embedding stay."""
+        state = self.optimizer.state.get(self.network.item.weight, {})
+        if "exp_avg_sq" in state:
+            untouched = ~state["exp_avg_sq"].any(1)
+            untouched[torch.from_numpy(self.begun)] = False
+            if not untouched[0]:  # the unknown item itself was learnt
+                self.mean.item.weight[untouched] = self.mean.item.weight[0].clone()
+
     def validate(self, rows: TrainingRows, requests: Requests, seconds: float) -> Point:
         """How good the mean of the weights is on these rows; it is kept if it is the best so far."""
         at = self.at
+        if self.anew:
+            self._forget_untouched()
         take = rows.rows_of(requests)
         y = rows.labels()[take]
         found = predict(self.mean, rows, requests, ranks=self.ranks)

@@ -219,10 +219,13 @@ def test_the_item_of_the_page_is_known_among_the_candidates() -> None:
     case.count(200)
     every = Inputs.allocate(SPEC, 35, 35)
     met = case.names[:35]
-    case.builder.request_side(case.arrays, np.full(35, -1, np.int32), [(NOW, met, None, None, None, n) for n in met], every)
+    case.builder.request_side(
+        case.arrays, np.full(35, -1, np.int32), [(NOW, met, None, None, None, n) for n in met], every
+    )
     of_page = every["c_dense"][:, :, SPEC.candidate_features.index("readers_page")]
-    assert (of_page.diagonal() > 0.5).sum() > 5 and (of_page.argmax(1)[of_page.diagonal() > 0.5] == np.flatnonzero(of_page.diagonal() > 0.5)).all()
-
+    assert (of_page.diagonal() > 0.5).sum() > 5 and (
+        of_page.argmax(1)[of_page.diagonal() > 0.5] == np.flatnonzero(of_page.diagonal() > 0.5)
+    ).all()
 
 
 def test_another_group_map_and_a_grown_catalogue_are_seen() -> None:

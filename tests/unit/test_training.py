@@ -21,6 +21,7 @@ from stream_dmgin.scoring.graphs import example_inputs
 from stream_dmgin.training import loop, objective
 from stream_dmgin.training.curve import plot, write_curve
 from stream_dmgin.training.further import further, with_older
+from stream_dmgin.training.items import ItemStart
 from stream_dmgin.training.metrics import auc, ece, logloss
 from stream_dmgin.training.options import RefitOptions
 from stream_dmgin.training.rows import TrainingRows
@@ -328,3 +329,27 @@ def test_a_run_may_begin_with_the_weights_of_another() -> None:
     options = replace(OPTIONS, epochs=1, lr=1e-9)
     second = loop.train(CONFIG, rows, learn, rows, judge, options, start=first.network)
     assert second.best.valid_logloss == pytest.approx(first.best.valid_logloss, abs=1e-4)
+
+
+def test_items_that_training_never_met_are_the_unknown_item() -> None:
+    """A new item falls on a row of the table that no step has touched: it says what the unknown item says, and no noise."""
+    rows, _ = make(blocks=10, users=80)
+    for name in ("c_item", "e_item", "s_item"):
+        rows[name][:, 0] %= 40  # rows 40 to 63 of the table are of items to come
+    learn, judge = rows.between(0, 7_000), rows.between(7_000, 10_000)
+    met = np.unique(np.concatenate([rows[n][:, 0] for n in ("c_item", "e_item", "s_item")]))
+    assert len(met) == 40
+    table = loop.train(CONFIG, rows, learn, rows, judge, OPTIONS).network.item.weight.detach().numpy()
+    assert (table[40:] == table[0]).all() and len(np.unique(table[:40], axis=0)) == 40
+    begun = ItemStart(np.array([41, 50]), np.ones((2, CONFIG.item_width), np.float32))
+    table = loop.train(CONFIG, rows, learn, rows, judge, OPTIONS, items=begun).network.item.weight.detach().numpy()
+    np.testing.assert_array_equal((table[40:] == table[0]).all(1), ~np.isin(np.arange(40, 64), [41, 50]))
+    first = loop.train(CONFIG, rows, learn, rows, judge, OPTIONS)
+    rows["c_item"][:, 0] %= 20
+    rows["e_item"][:, 0] %= 20
+    rows["s_item"][:, 0] %= 20
+    again = loop.train(CONFIG, rows, learn, rows, judge, replace(OPTIONS, epochs=1), start=first.network).network
+    was, now = first.network.item.weight.detach().numpy(), again.item.weight.detach().numpy()
+    assert (
+        not (now[20:40] == now[0]).all(1).any() and np.abs(now[20:40] - was[20:40]).max() < 0.1
+    )  # what was learnt once stays
