@@ -123,15 +123,15 @@ def put_mean(model: Any, to: Any) -> None:
 
 
 @kernel
-def put_met(model: Any, h: Any, mean: Any, to: Any) -> bool:
+def put_met(model: Any, h: Any, mean: Any, to: Any) -> None:
     """How those who clicked an item, and those who saw and left it, differ from everybody, as two times WIDTH doubles at an address: the
-    mean of their profiles less the `mean` (WIDTH doubles at an address), drawn towards 0 where they are few. Zeros and false where nobody
-    met the item."""
+    mean of their profiles less the `mean` (WIDTH doubles at an address), drawn towards 0 where they are few. Zeros where nobody met the
+    item."""
     at, out = i64(model, (N_MODEL,))[M_AUDIENCE], f64(to, (2 * WIDTH,))
     cell = _cell_of(i32(at, (ITEMS, WORDS)), h)[0]
     if cell < 0:
         out[:] = 0
-        return False
+        return
     x, everybody = f32(at + 4 * WORDS * cell, (WORDS,)), f64(mean, (WIDTH,))
     shown, clicked = np.float64(x[2]), np.float64(x[3])
     left = shown - clicked
@@ -140,4 +140,3 @@ def put_met(model: Any, h: Any, mean: Any, to: Any) -> bool:
         out[k] = (read / SCALE - clicked * everybody[k]) / (clicked + CLICKED_PRIOR)
         # clicks without impressions: who left it, nobody knows
         out[WIDTH + k] = ((saw - read) / SCALE - left * everybody[k]) / (left + SHOWN_PRIOR) if left > 0 else 0.0
-    return True

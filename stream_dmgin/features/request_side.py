@@ -173,10 +173,8 @@ N_PLACES = 1024
 (R_CLICKS, R_IMPRESSIONS, R_RECENT, R_LAST_EVENT, R_LAST_IMPRESSION) = range(5)
 # A user's groups by key, and the features of those already worked out for this request
 N_GROUP_PLACES = 256
-NUMBERS, PLACE = (
-    6,
-    4,
-)  # columns of a request: ts, surface bucket and number, first candidate, end, page's hash; x, y, z, known
+# Columns of a request: ts, surface bucket and number, first candidate, end, hash of the page's item; x, y, z, known
+NUMBERS, PLACE = 6, 4
 
 # Scratch memory, in bytes: places (i32), keys (u64), values (i64), group places (i32), group features (f32), done (u8)
 _S_KEYS = 4 * N_PLACES
