@@ -66,6 +66,7 @@ def dataset() -> form.Dataset:
                         "ts": at,
                         "label": 0,
                         "surface": "feed",
+                        "page": "shop" if at == t + 1000 else None,
                         "lat": 1.5,
                     }
                 )
@@ -118,7 +119,7 @@ def test_what_is_written_is_what_the_records_say(log: Log) -> None:
         f"r{ZERO + 1000}",
         ZERO + 1000,
         ["b", "c"],
-        {"surface": "feed", "lat": 1.5},
+        {"surface": "feed", "page": "shop", "lat": 1.5},
     )
     assert (
         request.timestamp == r.ts

@@ -135,6 +135,7 @@ def test_ebnerd(tmp_path: Path) -> None:
         {"impression_id": "100", "item_id": "7", "label": 0, "surface": "front-2"},
         {"impression_id": "100", "item_id": "8", "label": 1, "surface": "front-2"},
     ]
+    assert d.rows["page"].to_pylist() == [None, None, "4"]
     assert d.day(d.rows["ts"].to_numpy()).tolist() == [0, 0, 7]
     zero = ebnerd.DAY0_MS
     e = [(r["type"], r["item_id"], (r["visible_at"] - zero) // 1000, r["shared"]) for r in d.events.to_pylist()]
