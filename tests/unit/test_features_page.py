@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from stream_dmgin.features.inputs import ALL
@@ -26,7 +27,9 @@ def test_every_input_is_on_the_page() -> None:
     assert not missing
     assert not [n for n in (*PAIR_FEATURES, *USER_FEATURES) if f"`{n}`" not in PAGE]
     optional = [(b, n) for blocks in (USER_BLOCKS, CANDIDATE_BLOCKS) for b, names in blocks.items() for n in names]
-    assert optional and not [n for b, n in optional if f"`{n}`" not in PAGE or f"`{b}` (" not in PAGE]
+    every_direction = re.compile(r"(readers_(?:clicked|left))_\d+")  # a column each, in one row of the page
+    shown_as = [(b, every_direction.sub(r"\1_<k>", n)) for b, n in optional]
+    assert shown_as and not [n for b, n in shown_as if f"`{n}`" not in PAGE or f"`{b}` (" not in PAGE]
     by_class = {f"log1p_{c}" for c in BEHAVIOUR_CLASSES}
     assert not [n for n in GROUP_STATS if n not in by_class and f"`{n}`" not in PAGE]
     for n in COUNTER_FEATURES:
