@@ -94,9 +94,12 @@ class Run:
             prepare(self.network, rows, requests, items)
         else:
             take_over(self.network, start, rows, requests)
-        self.begun = items.bucket if items is not None else np.zeros(0, np.int64)
-        self.anew = start is None
         ranks.agree(self.network)
+        table = self.network.item.weight.detach()
+        # rows of the table of items that began with something of their own
+        self.own = (table != table[0]).any(1) if start is not None else torch.zeros(len(table), dtype=torch.bool)
+        if start is None and items is not None:
+            self.own[torch.from_numpy(items.bucket)] = True
         self.mean = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = make_optimizer(self.network, options)
         self.gradients = Gradients(self.network)
@@ -146,20 +149,18 @@ class Run:
 
     @torch.no_grad()
     def _forget_untouched(self) -> None:
-        """Rows of the table of items that no step has touched yet become the unknown item's: a new item is that, and no noise. Those that
-        began with an embedding stay."""
+        """Rows of the table of items that no step has touched yet are the unknown item's, as it is now: a new item is that, and no noise.
+        Those that began with an embedding, or with what was learnt before, stay."""
         state = self.optimizer.state.get(self.network.item.weight, {})
         if "exp_avg_sq" in state:
-            untouched = ~state["exp_avg_sq"].any(1)
-            untouched[torch.from_numpy(self.begun)] = False
+            untouched = ~state["exp_avg_sq"].any(1) & ~self.own
             if not untouched[0]:  # the unknown item itself was learnt
                 self.mean.item.weight[untouched] = self.mean.item.weight[0].clone()
 
     def validate(self, rows: TrainingRows, requests: Requests, seconds: float) -> Point:
         """How good the mean of the weights is on these rows; it is kept if it is the best so far."""
         at = self.at
-        if self.anew:
-            self._forget_untouched()
+        self._forget_untouched()
         take = rows.rows_of(requests)
         y = rows.labels()[take]
         found = predict(self.mean, rows, requests, ranks=self.ranks)

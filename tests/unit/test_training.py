@@ -350,6 +350,9 @@ def test_items_that_training_never_met_are_the_unknown_item() -> None:
     rows["s_item"][:, 0] %= 20
     again = loop.train(CONFIG, rows, learn, rows, judge, replace(OPTIONS, epochs=1), start=first.network).network
     was, now = first.network.item.weight.detach().numpy(), again.item.weight.detach().numpy()
+    assert (now[40:] == now[0]).all() and not (
+        now[0] == was[0]
+    ).all()  # the unknown item goes on, and what it stands for with it
     assert (
         not (now[20:40] == now[0]).all(1).any() and np.abs(now[20:40] - was[20:40]).max() < 0.1
     )  # what was learnt once stays
