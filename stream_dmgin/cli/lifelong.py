@@ -44,7 +44,7 @@ from stream_dmgin.cli.measuring_options import measuring_options
 )
 @common_options
 def command(
-    ctx: Context, out: Path, model: str, lives: str, items: int, seed: int, seeds: int, first_seed: int, epochs: int | None,
+    ctx: Context, out: Path, model: str, lives: str, items: int, seed: int, seeds: int, first_seed: int, jobs: int, epochs: int | None,
     requests: int, no_pair_counters: bool, keep_dir: Path | None,
 ) -> None:  # fmt: skip
     """Simulate users with short and long lives, train models on all of them, and measure each length by itself.
@@ -64,10 +64,11 @@ def command(
     out.mkdir(parents=True, exist_ok=True)
     with ctx.progress() as bar:
         task = bar.add_task("replay", total=None)
+        fitting = bar.add_task("fit", total=None, visible=False)
         found, seconds = lifelong.measure(
             trial, named(model), out, seeds, replace(options, epochs=epochs or options.epochs), say=ctx.say,
             progress=lambda done, total: bar.update(task, completed=done, total=total), keep=keep_dir,
-            first_seed=first_seed,
+            first_seed=first_seed, jobs=jobs, fitted=lambda done, total: bar.update(fitting, completed=done, total=total, visible=True),
         )  # fmt: skip
     result: dict[str, Any] = {
         "seeds": seeds, "pair_counters": trial.pairs, "lives": [[*s] for s in trial.strata],

@@ -1,4 +1,4 @@
-"""Options that the long measurements (`evaluate`, `lifelong`) share."""
+"""Options that the long measurements (`evaluate`, `groups effect`, `lifelong`) share, and `train` with them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ import click
 
 from stream_dmgin.cli.common import F
 
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(1), default=1, show_default=True,
+    help="models fitted side by side, each in a process of one thread; the same figures to the last bit",
+)  # fmt: skip
+embed_option = click.option(
+    "--embed", type=click.Choice(["none", "lsa", "minilm", "clicks"]),
+    help="embeddings for the blocks `content`, `passed`, `audience` ...: of words by lsa or minilm (extra `text`), of clicks before the "
+    "first train day [default: the log's recipe]",
+)  # fmt: skip
 _OPTIONS = (
     click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="how many models to train"),
     click.option(
@@ -19,11 +28,12 @@ _OPTIONS = (
         help="folder that keeps what is made on the way (a simulated city, replayed rows) and what each model and seed said;"
         " only what is missing is made",
     ),
+    jobs_option,
 )  # fmt: skip
 
 
 def measuring_options(f: F) -> F:
-    """--seeds, --first-seed, --keep: `seeds`, `first_seed`, `keep_dir`."""
+    """--seeds, --first-seed, --keep, --jobs: `seeds`, `first_seed`, `keep_dir`, `jobs`."""
     for option in reversed(_OPTIONS):
         f = option(f)
     return f

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from stream_dmgin.cli.common import Context, common_options
+from stream_dmgin.cli.measuring_options import jobs_option
 
 
 @click.command()
@@ -64,16 +65,17 @@ from stream_dmgin.cli.common import Context, common_options
 @click.option(
     "--checkpoint-steps", type=click.IntRange(1), default=200, show_default=True, help="steps between two checkpoints"
 )
+@jobs_option
 @common_options
 def command(
     ctx: Context, data: Path, train_days: str, valid_days: str, out: Path, groups: Path | None, recipe: str | None, epochs: int | None,
     lr: float | None, seed: int, blocks: str | None, rows_dir: Path | None, checkpoint: Path | None, checkpoint_steps: int,
-    wanted: str, parent: str | None,
+    wanted: str, parent: str | None, jobs: int,
 ) -> None:  # fmt: skip
     """Replay a log, train a model on it, calibrate it, and write its folder with a card.
 
-    A stack is a weighted sum of several models, fitted one after another as `evaluate` fits them: of dmgin, no-interest, din, lightgbm,
-    and dmgin-no-MODULE. Its weights are fitted on the valid days.
+    A stack is a weighted sum of several models, fitted as `evaluate` fits them, one after another or --jobs at a time: of dmgin,
+    no-interest, din, lightgbm, and dmgin-no-MODULE. Its weights are fitted on the valid days.
 
     By several processes together: torchrun --nproc-per-node 2 -m stream_dmgin.cli.main train ... --rows DIR
     """
@@ -136,7 +138,7 @@ def command(
         done = release.release(
             log, mapped, rows, chosen.config, options, spans, out, ["stream-dmgin", *sys.argv[1:]], checkpoint, report, ranks,
             checkpoint_steps, lambda step, steps: progress.update(fitting, completed=step, total=steps), architecture, chosen.trees, begun,
-            members,
+            members, jobs, lambda ready, of: progress.update(fitting, completed=ready, total=of),
         )  # fmt: skip
     if ranks.first:
         ctx.emit(done, lambda d: f"{d['model']} in {d['path']}: " + ", ".join(

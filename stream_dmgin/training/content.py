@@ -10,10 +10,27 @@ import numpy as np
 
 from stream_dmgin.datasets.content import Embedding, embed, with_embeddings
 from stream_dmgin.datasets.form import Dataset
+from stream_dmgin.features.spec import InputSpec
+from stream_dmgin.groups.encode import usual
 from stream_dmgin.training.keep import Keep, of_code, of_data
 
 VECTORS = "vectors.npy"
 MAKES = ("groups/encode.py", "groups/coread.py", "groups/items.py", "datasets/content.py")
+
+
+def as_asked(
+    data: Dataset, asked: str | None, recipe: str, spec: InputSpec, until: int, keep: Path | None, say: Callable[[str], None]
+) -> Dataset:  # fmt: skip
+    """The log with the embeddings that its inputs read: as it is where it brings its own, or they read none; else by the encoder that was
+    `asked` for (`Embedding`, or none), or that of its `recipe`, of clicks before `until` (ms)."""
+    bare = data.items["embedding"].null_count == data.items.num_rows
+    encoder = asked or (usual(recipe) if spec.reads_embeddings and bare else "none")
+    if not asked and encoder not in (recipe, "none"):
+        say(
+            f"embeddings by {encoder}, since the recipe's encoder {recipe} is not installed: pip install 'stream-dmgin[text]'"
+            " for the figures of docs/quality.md"
+        )
+    return data if encoder in ("", "none") else embedded(data, Embedding(encoder, spec.embedding, until), keep, say)
 
 
 def embedded(data: Dataset, how: Embedding, keep: Path | None, say: Callable[[str], None]) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +28,7 @@ from stream_dmgin.training.outcome import Outcome
 from stream_dmgin.training.recipes import Recipe
 from stream_dmgin.training.refit import Refit, refit
 from stream_dmgin.training.rows import TrainingRows
+from stream_dmgin.training.side import side_by_side
 from stream_dmgin.training.stack import stacked
 from stream_dmgin.training.zoo import FLOOR, KNOWN, REGROUPED, Contender, fit, from_the_state, life_rows, rows_read_by
 
@@ -80,31 +82,48 @@ class Contest:
         """Numbers of the requests of a span, counted from `first`."""
         return np.arange(*(i - self.first for i in self.source.requests.between(low, high)))
 
-    def outcomes(self, models: Sequence[str], options: Options) -> dict[str, Outcome]:
-        """What each of the models says, fitted with the seed of the options; members of a stack are fitted once for all."""
-        found: dict[str, Outcome] = {}
+    def outcomes(
+        self, models: Sequence[str], runs: Sequence[Options], jobs: int = 1, done: Callable[[int, int], None] = lambda done, of: None
+    ) -> list[dict[str, Outcome]]:  # fmt: skip
+        """What each of the models says in each run, fitted with the seed of its options; members of a stack are fitted once for all.
+        `jobs` fits at a time, each in a process of its own; `done` is told how many are ready, of how many."""
+        members = self._members() if "stack" in models else ()
+        learning = [*dict.fromkeys(m for model in models for m in (members if model == "stack" else (model,)))]
+        fits = {(run, m): partial(self._kept, m, options) for run, options in enumerate(runs) for m in learning}
+        found = side_by_side(fits if jobs == 1 else self._apart(fits, learning), jobs, self.say, done)
+        valid = self.rows.labels()[self.rows.rows_of(self.between(*self.plan.valid))]
+        return [
+            {m: stacked([found[run, x] for x in members], valid) if m == "stack" else found[run, m] for m in models}
+            for run in range(len(runs))
+        ]
 
-        def outcome(model: str) -> Outcome:
-            if model not in found:
-                found[model] = self._stack(outcome) if model == "stack" else self._kept(model, options)
-            return found[model]
+    def _apart(
+        self, fits: Mapping[tuple[int, str], partial[Outcome]], models: Sequence[str]
+    ) -> dict[tuple[int, str], partial[Outcome]]:
+        """The same fits, for other processes: with all that they would otherwise each make for themselves, and nothing of this one."""
+        for m in models:
+            self.rows_of(m)
+        if self.keep is not None:
+            _ = self._of_rows
+        alike = copy.copy(self)
+        alike.say, alike.replayed = _silent, _nowhere
+        alike.keep = self.keep and Keep(self.keep.directory, _silent)
+        return {name: partial(alike._kept, *fit.args) for name, fit in fits.items()}
 
-        return {m: outcome(m) for m in models}
-
-    def _stack(self, outcome: Callable[[str], Outcome]) -> Outcome:
+    def _members(self) -> tuple[str, ...]:
         members = self.recipe.stack.members
         wrong = [m for m in members if m not in KNOWN or m in (FLOOR, "stack")]
         if wrong or not members:
             raise InputError(
                 f"stack.members of the recipe can't be {list(members)}: name models that learn, of {', '.join(KNOWN)}"
             )
-        valid = self.rows.labels()[self.rows.rows_of(self.between(*self.plan.valid))]
-        return stacked([outcome(m) for m in members], valid)
+        return members
 
-    def _kept(self, model: str, options: Options) -> Outcome:
+    def _kept(self, model: str, options: Options, say: Say) -> Outcome:
         if self.keep is None:
-            return self.outcome(model, options)
-        return self.keep.outcome(model, options.seed, self._facts(model, options), lambda: self.outcome(model, options))
+            return self.outcome(model, options, say)
+        make = partial(self.outcome, model, options, say)
+        return self.keep.outcome(model, options.seed, self._facts(model, options), make, say)
 
     def _facts(self, model: str, options: Options) -> dict[str, Any]:
         """All that decides what a model says."""
@@ -139,14 +158,14 @@ class Contest:
             self._others[model] = self.replayed(regrouped(model, self.data, self.groups))
         return self._others[model]
 
-    def outcome(self, model: str, options: Options) -> Outcome:
+    def outcome(self, model: str, options: Options, say: Say) -> Outcome:
         """Fit a model that is no stack, and score the valid and test rows; on the refit track with the weights of each step."""
         rows, plan = self.rows_of(model), self.plan
         started = time.process_time()
         at = int(self.source.requests.first[self.first])
         judged, by_user = self.between(*plan.valid), self.data.meta.gauc == "user"
         taught = rows_as_of(rows, self.data, at, plan.test[0], options)
-        told = partial(_told, self.say, options.seed)
+        told = partial(_told, say, options.seed)
         begins = item_start(self.data.items, self.recipe.config, options)
         fitted = fit(model, self.recipe, taught, self.between(*plan.train), judged, options, told, items=begins)
         z, held, heads = [np.asarray(fitted.logits(rows, judged), np.float64)], [], []
@@ -163,6 +182,14 @@ class Contest:
                 heads.append(head_measures(found, made.calibration, rows, score, by_user))
         slope, offset = fitted.calibration.platt["ctr"]
         return Outcome(np.concatenate(z), np.concatenate(held), (slope, offset), heads, time.process_time() - started)
+
+
+def _silent(text: str) -> None:
+    """What was kept is said by the process that asked."""
+
+
+def _nowhere(groups: GroupMap) -> TrainingRows:
+    raise AssertionError(f"rows under the map {groups.id} were to be replayed before")
 
 
 def _told(say: Say, seed: int, model: str, p: Point) -> None:

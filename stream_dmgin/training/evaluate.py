@@ -61,13 +61,14 @@ def evaluate_all(
     data: Dataset, plan: Plan, models: Sequence[str] = MODELS, seeds: int = 1, groups: GroupMap | None = None,
     options: Options | None = None, say: Say = lambda text: None, progress: Callable[[int, int], None] | None = None,
     blocks: tuple[str, ...] | None = None, rows_dir: Path | None = None, keep: Path | None = None, first_seed: int = 1,
-    hide: Sequence[str] = (),
+    hide: Sequence[str] = (), jobs: int = 1, fitted: Callable[[int, int], None] = lambda done, of: None,
 ) -> tuple[DatasetSource, dict[str, Scored]]:  # fmt: skip
     """Scores of the test rows by several models, all fitted on the rows of one replay.
 
     `blocks`: optional inputs in place of the recipe's. `hide`: inputs of candidates that no model is to see. `rows_dir`: a folder that
     keeps the training rows, read if it is there. `keep`: one that keeps them and what each model said, so that only what is missing is
-    fitted (`keep.py`). Seeds are `first_seed` and those after it.
+    fitted (`keep.py`). Seeds are `first_seed` and those after it. `jobs` models are fitted at a time (`side.py`); `fitted` is told how
+    many are, of how many.
     """
     models = named(",".join(models))
     source = DatasetSource(data)
@@ -125,8 +126,9 @@ def evaluate_all(
     for m in learning:
         out[m].codes = {k: c[tested] for k, c in stream.codes.items()}
         out[m].surfaces = surface_names(rows, r.surface[first:last])
-    for seed in range(first_seed, first_seed + seeds):
-        for m, found in contest.outcomes(learning, replace(options or recipe.options, seed=seed)).items():
+    runs = [replace(options or recipe.options, seed=seed) for seed in range(first_seed, first_seed + seeds)]
+    for seed, said in enumerate(contest.outcomes(learning, runs, jobs, fitted), first_seed):
+        for m, found in said.items():
             z, start, mine = found.logits, found.calibration, out[m]
             mine.raw[seed], mine.calibrated[seed] = sigmoid(z[tested]), start.apply("ctr", z[tested])
             mine.online[seed] = follow(replace(stream, logit=z), start, *plan.test, recipe.online)[tested]

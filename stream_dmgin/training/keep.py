@@ -40,12 +40,12 @@ class Keep:
     """A folder, made where it is missing. `say` is told what is used again and what is damaged."""
 
     def __init__(self, directory: Path, say: Callable[[str], None]) -> None:
-        self._directory, self._say = directory, say
+        self.directory, self._say = directory, say
         (directory / "scores").mkdir(parents=True, exist_ok=True)
 
     def folder(self, kind: str, facts: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
         """The folder that `make` fills (given its path, not there yet), filled by now or by an earlier run."""
-        path = self._directory / f"{kind}-{digest(facts)}"
+        path = self.directory / f"{kind}-{digest(facts)}"
         if path.is_dir():
             self._say(f"{path} is there: used again")
             return path
@@ -70,17 +70,19 @@ class Keep:
             shutil.rmtree(path)
             return TrainingRows.load(self.folder("rows", facts, lambda half: make().save(half)))
 
-    def outcome(self, model: str, seed: int, facts: Mapping[str, Any], make: Callable[[], Outcome]) -> Outcome:
-        """What a model says, fitted once."""
-        path = self._directory / "scores" / f"{model}-seed{seed}-{digest(facts)}.scores"
+    def outcome(
+        self, model: str, seed: int, facts: Mapping[str, Any], make: Callable[[], Outcome], say: Callable[[str], None]
+    ) -> Outcome:
+        """What a model says, fitted once. `say` is told in place of the folder's own."""
+        path = self.directory / "scores" / f"{model}-seed{seed}-{digest(facts)}.scores"
         try:
             found = Outcome.unpacked(path.read_bytes())
-            self._say(f"{model}, seed {seed}: kept in {path}")
+            say(f"{model}, seed {seed}: kept in {path}")
             return found
         except FileNotFoundError:
             pass
         except InputError as e:
-            self._say(f"{path} is {e}: {model}, seed {seed} is fitted again")
+            say(f"{path} is {e}: {model}, seed {seed} is fitted again")
         made = make()
         half = path.with_name(f"{path.name}.{os.getpid()}.part")
         with half.open("wb") as f:

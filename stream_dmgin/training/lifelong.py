@@ -85,7 +85,7 @@ def strata(text: str) -> tuple[tuple[int, int], ...]:
 def measure(
     trial: Trial, models: Sequence[str], out: Path, seeds: int = 1, options: Options | None = None, draws: int = 500,
     say: Say = lambda text: None, progress: Callable[[int, int], None] | None = None, keep: Path | None = None,
-    first_seed: int = 1,
+    first_seed: int = 1, jobs: int = 1, fitted: Callable[[int, int], None] = lambda done, of: None,
 ) -> tuple[list[Gap], dict[str, float]]:  # fmt: skip
     """Simulate, train, and compare; strata in order, models in the order given. Also the seconds of CPU that a seed of each model took.
 
@@ -113,7 +113,7 @@ def measure(
     days = Days((end - labelled * DAY_MS, valid), (valid, test), (test, end + DAY_MS))
     source, scored = evaluate_all(
         data, days, models, seeds, GroupMap.from_csv(city / "groups.csv"), options, say, progress, keep=keep, first_seed=first_seed,
-        hide=() if trial.pairs else OF_THE_PAIR,
+        hide=() if trial.pairs else OF_THE_PAIR, jobs=jobs, fitted=fitted,
     )  # fmt: skip
     seconds = {m: float(np.mean([*s.seconds.values()])) for m, s in scored.items() if s.seconds}
     return gaps(source, scored, truth, trial, draws), seconds

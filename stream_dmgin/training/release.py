@@ -7,6 +7,7 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,19 +20,20 @@ from stream_dmgin.datasets.form import Dataset, Meta
 from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.groups.map import GroupMap
 from stream_dmgin.models.registry import Model
-from stream_dmgin.models.trunk import DMGINConfig
+from stream_dmgin.models.trunk import DMGINConfig, Trunk
 from stream_dmgin.replay.rows import training_rows
 from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training.card import card, reliability, segments, surface_names
 from stream_dmgin.training.curve import write_curve
 from stream_dmgin.training.heads import head_measures, rows_as_of
-from stream_dmgin.training.items import item_start
-from stream_dmgin.training.loop import Options, Requests, train
+from stream_dmgin.training.items import ItemStart, item_start
+from stream_dmgin.training.loop import Options, Point, Requests, train
 from stream_dmgin.training.parallel import ALONE, Ranks
 from stream_dmgin.training.parent import start_of
 from stream_dmgin.training.recipes import Recipe
 from stream_dmgin.training.rows import TrainingRows
 from stream_dmgin.training.served import Served, of_network, of_trees, stacked
+from stream_dmgin.training.side import side_by_side
 from stream_dmgin.training.stack import StackOptions
 from stream_dmgin.training.trees import TreeOptions
 from stream_dmgin.training.zoo import SERVED, Contender, Report, fit, rows_read_by
@@ -115,11 +117,13 @@ def release(
     command: Sequence[str], checkpoint: Path | None = None, report: Report = lambda name, point: None, ranks: Ranks = ALONE,
     checkpoint_steps: int = 0, progress: Callable[[int, int], None] | None = None, architecture: str = "dmgin",
     trees: TreeOptions = TreeOptions(), parent: Model | None = None, members: Sequence[str] = StackOptions().members,
+    jobs: int = 1, done: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train on the rows of `rows_for`, write the model's folder `out` (its name is the model's) and curve.csv; what `train -o json`
     prints. Labels count as known at the end of the valid days. Of several processes the first writes. `architecture`: dmgin, trees, or
     stack, which is made of `members` (SERVED of `zoo.py`), each fitted as `evaluate` does; only dmgin by several processes. `parent`: the
-    release whose network is begun with, of the same config. UsageError where these don't go together.
+    release whose network is begun with, of the same config. `jobs`: members of a stack that are fitted at a time, each in a process of its
+    own; of these `done` is told how many are ready, of how many, and `progress` nothing. UsageError where these don't go together.
     """
     started = time.monotonic()
     source = DatasetSource(data)
@@ -148,23 +152,13 @@ def release(
         )  # fmt: skip
     else:
         recipe = Recipe(config, options, trees, StackOptions(tuple(members)))
-        found: dict[str, Contender] = {}
+        fits: dict[str, partial[Contender]] = {}
         for name in members:
-            own = checkpoint.with_name(f"{checkpoint.name}.{name}") if checkpoint is not None and found else checkpoint
-            found[name] = fit(
-                name,
-                recipe,
-                rows_read_by(name, known),
-                chosen,
-                judged,
-                options,
-                report,
-                own,
-                checkpoint_steps,
-                progress,
-                begin,
-                items,
-            )
+            own = checkpoint.with_name(f"{checkpoint.name}.{name}") if checkpoint is not None and fits else checkpoint
+            fits[name] = partial(
+                _member, name, recipe, known, chosen, judged, options, own, checkpoint_steps, progress if jobs == 1 else None, begin, items
+            )  # fmt: skip
+        found = side_by_side(fits, jobs, lambda told: report(*told), done)
         fitted = stacked(found, known, judged)
     config = fitted.network.config
     seconds = time.monotonic() - started
@@ -184,6 +178,17 @@ def release(
         "seconds": seconds,
         **{k: v for k, v in training.items() if k not in ("options", "trees", "parts")},
     }
+
+
+def _member(
+    name: str, recipe: Recipe, rows: TrainingRows, chosen: Requests, judged: Requests, options: Options, checkpoint: Path | None,
+    checkpoint_steps: int, progress: Callable[[int, int], None] | None, begin: Trunk | None, items: ItemStart | None,
+    tell: Callable[[tuple[str, Point]], None],
+) -> Contender:  # fmt: skip
+    mine = rows_read_by(name, rows)
+    return fit(
+        name, recipe, mine, chosen, judged, options, lambda *point: tell(point), checkpoint, checkpoint_steps, progress, begin, items
+    )  # fmt: skip
 
 
 def described(
