@@ -250,6 +250,7 @@ def main() -> None:
     parser.add_argument("--drift", type=float, default=1.0)
     parser.add_argument("--out", type=Path, default=Path())
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         weeks = city(args, Path(folder))

@@ -11,52 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from stream_dmgin.counters.layout import C_VIEW, FEATURES, N_KINDS, N_RATES, N_VIEW, V_LOGIT, V_RATE
+from stream_dmgin.counters.layout import C_VIEW, FEATURES, N_RATES, N_VIEW, V_LOGIT, V_RATE
 from stream_dmgin.counters.layout import N_ADDRESSES as C_ADDRESSES
 from stream_dmgin.counters.read import (
-    engagement_shown,
     first_seen,
-    mixed,
     refresh,
     row_features,
     row_of,
     smoothed_logit,
 )
-from stream_dmgin.counters.trend import N_TREND, N_TREND_USER, TREND_SCRATCH, put_trend, read_whole
-from stream_dmgin.features.audience import (
-    AUDIENCE_SCRATCH,
-    N_AUDIENCE,
-    N_AUDIENCE_USER,
-    N_READERS,
-    find_met,
-    put_audience,
-    put_audience_size,
-    put_audience_user,
-    put_readers,
-    put_readers_user,
-)
-from stream_dmgin.features.blocks import (
-    AUDIENCE,
-    CONTENT,
-    ENGAGEMENT,
-    FATIGUE,
-    N_SESSION,
-    N_SURFACE,
-    ONLINE,
-    PAGE,
-    PASSED,
-    READERS,
-    RHYTHM,
-    SESSION,
-    SURFACE,
-    TASTE,
-    TREND,
-    put_session,
-    put_surface,
-)
 from stream_dmgin.features.bound import (
     D_B,
-    D_BLOCKS,
     D_C,
     D_D,
     D_G,
@@ -85,12 +50,10 @@ from stream_dmgin.features.bound import (
     UG_DWELL_SUM,
     UG_KEY,
     UG_LAST,
-    UM_ITEM,
     UM_LEN,
     UM_TS,
     US_CLS,
     US_DWELL,
-    US_ITEM,
     US_LEN,
     US_TS,
     W_CATALOGUE,
@@ -112,32 +75,13 @@ from stream_dmgin.features.catalogue import (
     K_ROWS,
     KNOWN,
     PLACED,
-    find_item,
 )
 from stream_dmgin.features.catalogue import N_ADDRESSES as K_ADDRESSES
-from stream_dmgin.features.content import (
-    CONTENT_SCRATCH,
-    N_CONTENT,
-    N_CONTENT_USER,
-    N_PASSED,
-    N_PASSED_USER,
-    find_read,
-    put_content,
-    put_content_user,
-    put_passed,
-    put_passed_user,
-)
 from stream_dmgin.features.fatigue import (
-    FATIGUE_SCRATCH,
-    N_FATIGUE,
-    N_FATIGUE_USER,
     group_key,
-    put_fatigue,
-    put_fatigue_user,
 )
-from stream_dmgin.features.online import N_ONLINE, N_ONLINE_USER, ONLINE_SCRATCH, put_online, put_online_user
-from stream_dmgin.features.page import PAGE_SCRATCH, put_page, put_page_user
-from stream_dmgin.features.rhythm import N_RHYTHM, put_rhythm
+from stream_dmgin.features.request_blocks import BLOCKS_SCRATCH, put_candidate_blocks, put_user_blocks
+from stream_dmgin.features.rings import RINGS_SCRATCH, forget_rings, index_rings, put_pairs
 from stream_dmgin.features.scales import (
     ABSENT_HOURS,
     ABSENT_MINUTES,
@@ -153,7 +97,6 @@ from stream_dmgin.features.scales import (
     short_id,
 )  # fmt: skip
 from stream_dmgin.features.spec import COUNTER_FEATURES, N_CLS, PAIR_FEATURES, USER_FEATURES
-from stream_dmgin.features.taste import N_TASTE, N_TASTE_USER, TASTE_SCRATCH, put_taste, put_taste_user
 from stream_dmgin.features.user_side import CLICK, IMPRESSION, MAX_GROUPS, put_item
 from stream_dmgin.native import f32, f64, i32, i64, kernel, log, u8, u64
 
@@ -163,112 +106,22 @@ _UG, _UI, _UC, _UA, _PLACE = (
 )
 _N_UG = _UI - _UG
 _SEVEN_DAYS = N_RATES - 2  # among the rates by horizon: the longest half-life, before "life"
-# Evidence at the prior rate: user at the global rate, ring at the user's, group at the user's, category at the ring's
-USER_WEIGHT, RING_WEIGHT, GROUP_WEIGHT, PAIR_WEIGHT = 20.0, 10.0, 5.0, 5.0
+# Evidence at the prior rate: user at the global rate, ring at the user's, group at the user's
+USER_WEIGHT, RING_WEIGHT, GROUP_WEIGHT = 20.0, 10.0, 5.0
 TWO_PI = 2.0 * math.pi
 
-# A user's rings by item, category and advertiser: an open-addressing table over at most 3 x 128 entries
-N_ENTRIES = N_KINDS * 2 * RING
-N_PLACES = 1024
-(R_CLICKS, R_IMPRESSIONS, R_RECENT, R_LAST_EVENT, R_LAST_IMPRESSION) = range(5)
 # A user's groups by key, and the features of those already worked out for this request
 N_GROUP_PLACES = 256
 # Columns of a request: ts, surface bucket and number, first candidate, end, hash of the page's item; x, y, z, known
 NUMBERS, PLACE = 6, 4
 
-# Scratch memory, in bytes: places (i32), keys (u64), values (i64), group places (i32), group features (f32), done (u8)
-_S_KEYS = 4 * N_PLACES
-_S_VALUES = _S_KEYS + 8 * N_ENTRIES
-_S_GROUP = _S_VALUES + 8 * 5 * N_ENTRIES
+# Scratch memory, in bytes: the rings', group places (i32), group features (f32), done (u8)
+_S_GROUP = RINGS_SCRATCH
 _S_UG = _S_GROUP + 4 * N_GROUP_PLACES
 _S_DONE = _S_UG + 4 * _N_UG * MAX_GROUPS
 # then that of the optional blocks
-_S_TREND = _S_DONE + MAX_GROUPS
-_S_TASTE = _S_TREND + TREND_SCRATCH
-_S_FATIGUE = _S_TASTE + TASTE_SCRATCH
-_S_ONLINE = _S_FATIGUE + FATIGUE_SCRATCH
-_S_CONTENT = (_S_ONLINE + ONLINE_SCRATCH + 7) // 8 * 8
-_S_AUDIENCE = _S_CONTENT + CONTENT_SCRATCH
-_S_PAGE = _S_AUDIENCE + AUDIENCE_SCRATCH
-SCRATCH = _S_PAGE + PAGE_SCRATCH
-_RATE_12H = N_RATES + 1  # among an entity's features
-
-
-@kernel
-def _entry(scratch: Any, kind: Any, h: Any, used: Any) -> Any:
-    """Number of the ring entry (kind, h), a new and empty one (`used`) where there was none."""
-    places, keys = i32(scratch, (N_PLACES,)), u64(scratch + _S_KEYS, (N_ENTRIES,))
-    key = mixed(kind, h)
-    at = np.int64(key & np.uint64(N_PLACES - 1))
-    while places[at] != 0:
-        if keys[places[at] - 1] == key:
-            return np.int64(places[at] - 1)
-        at = (at + 1) & (N_PLACES - 1)
-    places[at] = used + 1
-    keys[used] = key
-    values = i64(scratch + _S_VALUES, (N_ENTRIES, 5))
-    values[used, R_CLICKS], values[used, R_IMPRESSIONS], values[used, R_RECENT] = 0, 0, 0
-    values[used, R_LAST_EVENT], values[used, R_LAST_IMPRESSION] = -1, -1
-    return np.int64(used)
-
-
-@kernel
-def _find_entry(scratch: Any, kind: Any, h: Any) -> Any:
-    """Number of the ring entry (kind, h), -1 where there is none or the hash is 0."""
-    if h == 0:
-        return np.int64(-1)
-    places, keys = i32(scratch, (N_PLACES,)), u64(scratch + _S_KEYS, (N_ENTRIES,))
-    key = mixed(kind, h)
-    at = np.int64(key & np.uint64(N_PLACES - 1))
-    while places[at] != 0:
-        if keys[places[at] - 1] == key:
-            return np.int64(places[at] - 1)
-        at = (at + 1) & (N_PLACES - 1)
-    return np.int64(-1)
-
-
-@kernel
-def _index_rings(w: Any, r: Any) -> Any:
-    """Build the table of the rings of user row r. Returns (clicks since the oldest impression of a full ring, impressions)."""
-    where = i64(w, (N_WHERE,))
-    scratch = where[W_SCRATCH]
-    UB, US, UM = where[D_UB], where[D_US], where[D_UM]
-    k = i64(where[W_CATALOGUE], (K_ADDRESSES,))
-    category, advertiser = u64(k[K_CATEGORY], (k[K_CAPACITY],)), u64(k[K_ADVERTISER], (k[K_CAPACITY],))
-    s_len, m_len = min(RING, i32(where[US_LEN], (UB,))[r]), min(RING, i32(where[UM_LEN], (UB,))[r])
-    s_item, s_cls, s_ts = u64(where[US_ITEM], (UB, US)), u8(where[US_CLS], (UB, US)), i64(where[US_TS], (UB, US))
-    m_item, m_ts = u64(where[UM_ITEM], (UB, UM)), i64(where[UM_TS], (UB, UM))
-    values = i64(scratch + _S_VALUES, (N_ENTRIES, 5))
-    i32(scratch, (N_PLACES,))[:] = 0
-    since = m_ts[r, m_len - 1] if m_len == RING else 0
-    used, recent = 0, 0
-    for e in range(s_len + m_len):
-        clicked = e < s_len
-        i = e if clicked else e - s_len
-        h = s_item[r, i] if clicked else m_item[r, i]
-        ts = s_ts[r, i] if clicked else m_ts[r, i]
-        is_click = clicked and s_cls[r, i] == CLICK
-        if is_click and ts >= since:
-            recent += 1
-        row = find_item(where[W_CATALOGUE], h)
-        for kind in range(N_KINDS):
-            name = h
-            if kind > 0:
-                name = np.uint64(0)
-                if row >= 0:
-                    name = category[row] if kind == 1 else advertiser[row]
-            if name == 0:
-                continue
-            n = _entry(scratch, kind, name, used)
-            used = max(used, n + 1)
-            if clicked:
-                values[n, R_LAST_EVENT] = max(values[n, R_LAST_EVENT], ts)
-                values[n, R_CLICKS] += is_click
-                values[n, R_RECENT] += is_click and ts >= since
-            else:
-                values[n, R_LAST_IMPRESSION] = max(values[n, R_LAST_IMPRESSION], ts)
-                values[n, R_IMPRESSIONS] += 1
-    return recent, m_len
+_S_BLOCKS = _S_DONE + MAX_GROUPS
+SCRATCH = _S_BLOCKS + BLOCKS_SCRATCH
 
 
 @kernel
@@ -322,27 +175,6 @@ def _put_group(w: Any, r: Any, g: Any, now: Any, user_rate: Any, user_logit: Any
     out[3] = log_count(logs, events - clicks)
     out[4] = log_hours(now - i64(where[UG_LAST], (UB, UG))[r, g])
     out[5] = log(1.0 + dwell / 1000.0 / max(1, events)) if dwell > 0 else 0.0
-
-
-@kernel
-def _put_pairs(scratch: Any, kind: Any, h: Any, now: Any, rate: Any, logit: Any, to: Any) -> None:
-    """User x item (kind 0: clicks, impressions, two ages), or user x category and advertiser (clicks, impressions, rate), as
-    floats at an address."""
-    out = f32(to, (4,))
-    n = _find_entry(scratch, kind, h)
-    if n < 0:
-        out[0], out[1] = 0, 0
-        out[2] = ABSENT_HOURS if kind == 0 else 0.0
-        if kind == 0:
-            out[3] = ABSENT_HOURS
-        return
-    v = i64(scratch + _S_VALUES, (N_ENTRIES, 5))[n]
-    out[0], out[1] = v[R_CLICKS], v[R_IMPRESSIONS]
-    if kind == 0:
-        out[2] = log_hours(now - v[R_LAST_EVENT]) if v[R_LAST_EVENT] >= 0 else ABSENT_HOURS
-        out[3] = log_hours(now - v[R_LAST_IMPRESSION]) if v[R_LAST_IMPRESSION] >= 0 else ABSENT_HOURS
-    else:
-        out[2] = smoothed_logit(float(v[R_RECENT]), float(v[R_IMPRESSIONS]), rate, PAIR_WEIGHT) - logit
 
 
 @kernel
@@ -451,53 +283,18 @@ def _put_candidate(
         pair[:] = f32(ug, (_N_UG,))
     else:
         pair[0], pair[1], pair[2], pair[3], pair[4], pair[5] = 0.0, 0.0, 0.0, 0.0, ABSENT_HOURS, 0.0
-    _put_pairs(scratch, 0, h, now, 0.0, 0.0, out + 4 * _UI)
-    _put_pairs(scratch, 1, category, now, ring_rate, ring_logit, out + 4 * _UC)
-    _put_pairs(scratch, 2, advertiser, now, ring_rate, ring_logit, out + 4 * _UA)
+    put_pairs(scratch, 0, h, now, 0.0, 0.0, out + 4 * _UI)
+    put_pairs(scratch, 1, category, now, ring_rate, ring_logit, out + 4 * _UC)
+    put_pairs(scratch, 2, advertiser, now, ring_rate, ring_logit, out + 4 * _UA)
     _put_place(w, row, item_counters, now, place, out + 4 * _PLACE)
     columns, more = i32(where[W_COLUMNS], (where[W_N_COLUMNS],)), f32(out + 4 * N_PAIR, (where[W_N_COLUMNS],))
     for j in range(columns.shape[0]):
         more[j] = f32(k[K_NUMBERS], (k[K_CAPACITY], k[K_COLUMNS]))[row, columns[j]] if row >= 0 else np.float32(0.0)
-    blocks = where[D_BLOCKS]
     out += 4 * (N_PAIR + columns.shape[0])
-    if blocks & ENGAGEMENT:
-        extra = f32(out, (N_KINDS,))
-        extra[0] = engagement_shown(counters, item_counters)
-        extra[1] = engagement_shown(counters, category_counters)
-        extra[2] = engagement_shown(counters, advertiser_counters)
-        out += 4 * N_KINDS
-    if blocks & TREND:
-        put_trend(counters, item_counters, now, scratch + _S_TREND, out)
-        out += 4 * N_TREND
-    if blocks & TASTE:
-        popularity = f32(where[I_C_DENSE] + 4 * where[D_D] * at, (FEATURES,))[_RATE_12H]
-        put_taste(counters, item_counters, popularity, now, scratch + _S_TASTE, out)
-        out += 4 * N_TASTE
-    if blocks & FATIGUE:
-        put_fatigue(w, r, h, category, advertiser, group, now, scratch + _S_FATIGUE, out)
-        out += 4 * N_FATIGUE
-    if blocks & ONLINE:
-        put_online(counters, h, category, advertiser, item_counters, now, surface, scratch + _S_ONLINE, out)
-        out += 4 * N_ONLINE
-    if blocks & CONTENT:
-        put_content(w, row, scratch + _S_CONTENT, out)
-        out += 4 * N_CONTENT
-    if blocks & PASSED:
-        put_passed(w, row, scratch + _S_CONTENT, out)
-        out += 4 * N_PASSED
-    if blocks & (AUDIENCE | READERS):
-        find_met(w, h, scratch + _S_AUDIENCE)
-    if blocks & AUDIENCE:
-        put_audience(scratch + _S_AUDIENCE, out)
-        out += 4 * N_AUDIENCE
-    if blocks & RHYTHM:
-        put_rhythm(counters, category, now, out)
-        out += 4 * N_RHYTHM
-    if blocks & READERS:
-        put_readers(scratch + _S_AUDIENCE, out)
-        out += 4 * N_READERS
-    if blocks & PAGE:
-        put_page(h, category, advertiser, group, scratch + _S_PAGE, out)
+    put_candidate_blocks(
+        w, r, at, row, h, category, advertiser, group, item_counters, category_counters, advertiser_counters, now, surface,
+        scratch + _S_BLOCKS, out,
+    )  # fmt: skip
 
 
 @kernel
@@ -539,52 +336,20 @@ def request_side(where: Any, rows: Any, numbers: Any, places: Any, hashes: Any) 
         user_rate = 1.0 / (1.0 + math.exp(-user_logit))
         ring_logit, ring_rate = user_logit, user_rate
         if r >= 0:
-            recent, shown = _index_rings(w, r)
+            recent, shown = index_rings(w, r, scratch)
             ring_logit = smoothed_logit(float(recent), float(shown), user_rate, RING_WEIGHT)
             ring_rate = 1.0 / (1.0 + math.exp(-ring_logit))
             _index_groups(w, r, groups)
         else:
-            i32(scratch, (N_PLACES,))[:] = 0
+            forget_rings(scratch)
             i32(scratch + _S_GROUP, (N_GROUP_PLACES,))[:] = 0
         user = where[I_U_DENSE] + 4 * U * b
         _put_user(w, r, now, global_logit, user_logit, ring_logit, user)
         user += 4 * N_USER
-        if where[D_BLOCKS] & SESSION:
-            put_session(w, r, now, user_rate, user_logit, user)
-            user += 4 * N_SESSION
-        if where[D_BLOCKS] & SURFACE:
-            put_surface(w, r, now, numbers[b, 2], ring_rate, ring_logit, user)
-            user += 4 * N_SURFACE
-        if where[D_BLOCKS] & TREND:
-            read_whole(counters, scratch + _S_TREND, user)
-            user += 4 * N_TREND_USER
-        if where[D_BLOCKS] & TASTE:
-            put_taste_user(w, r, now, scratch + _S_TASTE, user)
-            user += 4 * N_TASTE_USER
-        if where[D_BLOCKS] & FATIGUE:
-            put_fatigue_user(w, r, now, scratch + _S_FATIGUE, user)
-            user += 4 * N_FATIGUE_USER
-        if where[D_BLOCKS] & ONLINE:
-            put_online_user(w, r, now, numbers[b, 2], scratch + _S_ONLINE, user)
-            user += 4 * N_ONLINE_USER
-        if where[D_BLOCKS] & (CONTENT | PASSED):
-            find_read(w, r, scratch + _S_CONTENT)
-        if where[D_BLOCKS] & CONTENT:
-            put_content_user(w, scratch + _S_CONTENT, user)
-            user += 4 * N_CONTENT_USER
-        if where[D_BLOCKS] & PASSED:
-            put_passed_user(w, r, scratch + _S_CONTENT, user)
-            user += 4 * N_PASSED_USER
         page = np.uint64(numbers[b, 5])
-        if where[D_BLOCKS] & (AUDIENCE | READERS):
-            put_audience_user(w, r, scratch + _S_AUDIENCE)
-        if where[D_BLOCKS] & AUDIENCE:
-            put_audience_size(w, scratch + _S_AUDIENCE, user)
-            user += 4 * N_AUDIENCE_USER
-        if where[D_BLOCKS] & READERS:
-            put_readers_user(w, r, page, scratch + _S_AUDIENCE)
-        if where[D_BLOCKS] & PAGE:
-            put_page_user(w, page, now, scratch + _S_PAGE, user)
+        put_user_blocks(
+            w, r, now, numbers[b, 2], page, user_rate, user_logit, ring_rate, ring_logit, scratch + _S_BLOCKS, user
+        )  # fmt: skip
         x_cat[b] = numbers[b, 1]
         start, n = numbers[b, 3], min(C, numbers[b, 4] - numbers[b, 3])
         at, place = b * C, places.ctypes.data + 8 * PLACE * b
