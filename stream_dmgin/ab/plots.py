@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from stream_dmgin.ab.compare import Bin
+from stream_dmgin.svg import picture, words
 from stream_dmgin.training.metrics import Interval
 
 COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7a4d9f", "#8a6d1b", "#444444")
@@ -28,18 +29,18 @@ def reliability(models: Mapping[str, Sequence[Bin]], size: int = 320) -> str:
         return pad + x / top * span, size - pad - y / top * span
 
     parts = [f'<rect x="{pad}" y="{pad}" width="{span}" height="{span}" fill="none" stroke="{FRAME}"/>']
-    parts.append(_text(pad, 18, "Predicted against observed click rate", "start"))
+    parts.append(words(pad, 18, "Predicted against observed click rate", "start"))
     x0, y0 = at(0, 0)
     x1, y1 = at(top, top)
     parts.append(f'<line x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}" stroke="{GREY}" stroke-dasharray="4 3"/>')
     for k in range(5):
         tick = top * k / 4
         x, y = at(tick, 0)
-        parts.append(_text(x, y + 16, f"{tick:g}", "middle"))
+        parts.append(words(x, y + 16, f"{tick:g}", "middle"))
         x, y = at(0, tick)
-        parts.append(_text(x - 6, y + 4, f"{tick:g}", "end"))
-    parts.append(_text(size / 2, size - 8, "predicted click rate", "middle"))
-    parts.append(f'<g transform="rotate(-90 12 {size / 2})">{_text(12, size / 2, "observed click rate", "middle")}</g>')
+        parts.append(words(x - 6, y + 4, f"{tick:g}", "end"))
+    parts.append(words(size / 2, size - 8, "predicted click rate", "middle"))
+    parts.append(f'<g transform="rotate(-90 12 {size / 2})">{words(12, size / 2, "observed click rate", "middle")}</g>')
     outside = 0
     for k, (name, bins) in enumerate(models.items()):
         colour, style = COLOURS[k % len(COLOURS)], _style(k)
@@ -56,12 +57,12 @@ def reliability(models: Mapping[str, Sequence[Bin]], size: int = 320) -> str:
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" {filled}><title>{said}</title></circle>')
         y = pad + 8 + 15 * k
         parts.append(f'<path d="M{size - pad + 16} {y}h16" fill="none" stroke-width="2" {style}/>')
-        parts.append(_text(size - pad + 38, y + 4, name, "start"))
+        parts.append(words(size - pad + 38, y + 4, name, "start"))
     if any(b.rows < FEW for b in every):
         said = f"hollow: fewer than {FEW} rows" + (f"; {outside} of them outside" if outside else "")
-        parts.append(_text(pad, 34, said, "start"))
+        parts.append(words(pad, 34, said, "start"))
     height = max(size, pad + 15 * len(models) + 20)
-    return _svg(size + right, height, parts, "Reliability: predicted against observed click rate")
+    return picture(size + right, height, parts, "Reliability: predicted against observed click rate")
 
 
 def _end(most: float) -> float:
@@ -88,15 +89,15 @@ def intervals(rows: Mapping[str, Interval], colours: Mapping[str, str], width: i
         y = top + step * k + step / 2
         sure = i.low > 0 or i.high < 0
         colour = colours[name] if sure else GREY
-        parts.append(_text(left - 8, y + 4, name, "end"))
+        parts.append(words(left - 8, y + 4, name, "end"))
         parts.append(
             f'<line x1="{x(i.low):.1f}" y1="{y}" x2="{x(i.high):.1f}" y2="{y}" stroke="{colour}" stroke-width="2"/>'
         )
         parts.append(f'<circle cx="{x(i.diff):.1f}" cy="{y}" r="4" fill="{colour}"/>')
-        parts.append(_text(width - right + 8, y + 4, f"{i.diff:+.4f}", "start"))
-    parts.append(_text(x(0), height - 6, "0", "middle"))
-    parts += [_text(x(v), height - 6, f"{v:+.3f}", "middle") for v in ends if abs(x(v) - x(0)) > 45]
-    return _svg(width, height, parts, "Differences to the champion with 95 % intervals")
+        parts.append(words(width - right + 8, y + 4, f"{i.diff:+.4f}", "start"))
+    parts.append(words(x(0), height - 6, "0", "middle"))
+    parts += [words(x(v), height - 6, f"{v:+.3f}", "middle") for v in ends if abs(x(v) - x(0)) > 45]
+    return picture(width, height, parts, "Differences to the champion with 95 % intervals")
 
 
 def lines(
@@ -117,11 +118,11 @@ def lines(
 
     parts = [f'<path d="M{left} {top}V{height - bottom}H{width - right}" fill="none" stroke="{FRAME}"/>']
     for x in xs:
-        parts.append(_text(at(x, 0)[0], height - bottom + 16, f"{x:g}", "middle"))
+        parts.append(words(at(x, 0)[0], height - bottom + 16, f"{x:g}", "middle"))
     for k in range(5):
-        parts.append(_text(left - 6, at(xs[0], most * k / 4)[1] + 4, f"{most * k / 4:.3f}", "end"))
-    parts.append(_text((left + width - right) / 2, height - 8, x_title, "middle"))
-    parts.append(f'<g transform="rotate(-90 12 {height / 2})">{_text(12, height / 2, y_title, "middle")}</g>')
+        parts.append(words(left - 6, at(xs[0], most * k / 4)[1] + 4, f"{most * k / 4:.3f}", "end"))
+    parts.append(words((left + width - right) / 2, height - 8, x_title, "middle"))
+    parts.append(f'<g transform="rotate(-90 12 {height / 2})">{words(12, height / 2, y_title, "middle")}</g>')
     ranked = sorted(curves.items(), key=lambda c: c[1][-1][1])  # the lowest end first
     room = (height - top - bottom) / max(1, len(ranked) - 1)
     names = _apart([at(*curve[-1])[1] for _, curve in ranked], min(13.0, room), top)
@@ -133,8 +134,8 @@ def lines(
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{COLOURS[k % len(COLOURS)]}"/>' for x, y in placed]
         x, y = placed[-1]
         parts.append(f'<path d="M{x + 4:.1f} {y:.1f}L{x + 20:.1f} {beside:.1f}h10" fill="none" {style}/>')
-        parts.append(_text(x + 33, beside + 4, f"{name} {curve[-1][1]:.4f}", "start"))
-    return _svg(width, height, parts, f"{y_title} by {x_title}")
+        parts.append(words(x + 33, beside + 4, f"{name} {curve[-1][1]:.4f}", "start"))
+    return picture(width, height, parts, f"{y_title} by {x_title}")
 
 
 def _apart(places: Sequence[float], least: float, top: float) -> list[float]:
@@ -152,15 +153,3 @@ def _apart(places: Sequence[float], least: float, top: float) -> list[float]:
 def _style(k: int) -> str:
     """Colour and dashes of line number `k`: no two of 24 are alike."""
     return f'stroke="{COLOURS[k % len(COLOURS)]}" stroke-dasharray="{DASHES[k // len(COLOURS) % len(DASHES)]}"'
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text {place} font-size="11" font-family="sans-serif" fill="#333">{escape(text)}</text>'
-
-
-def _svg(width: float, height: float, parts: Sequence[str], title: str) -> str:
-    size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="max-width:100%;height:auto" role="img">'
-    paper = '<rect width="100%" height="100%" fill="#fff"/>'  # dark viewers would leave dark words on dark
-    return f"{head}<title>{escape(title)}</title>{paper}{''.join(parts)}</svg>"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from stream_dmgin.svg import picture, words
 from stream_dmgin.training.options import Point
 
 WIDTH, HEIGHT, PAD = 560, 280, 56
@@ -43,16 +44,16 @@ def plot(curve: Sequence[Point]) -> str:
     ]
     for k in range(5):
         y = low + (high - low) * k / 4
-        parts.append(_text(PAD - 6, at(0, y)[1] + 4, f"{y:.3f}", "end"))
+        parts.append(words(PAD - 6, at(0, y)[1] + 4, f"{y:.3f}", "end"))
         x = last * k / 4
-        parts.append(_text(at(x, low)[0], HEIGHT - PAD + 16, f"{x:.3g}", "middle"))
-    parts.append(_text(WIDTH / 2, HEIGHT - 16, "epoch", "middle"))
-    parts.append(f'<g transform="rotate(-90 12 {HEIGHT / 2})">{_text(12, HEIGHT / 2, "nats a row", "middle")}</g>')
+        parts.append(words(at(x, low)[0], HEIGHT - PAD + 16, f"{x:.3g}", "middle"))
+    parts.append(words(WIDTH / 2, HEIGHT - 16, "epoch", "middle"))
+    parts.append(f'<g transform="rotate(-90 12 {HEIGHT / 2})">{words(12, HEIGHT / 2, "nats a row", "middle")}</g>')
     for k, (name, (colour, points)) in enumerate(kept.items()):
         where = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*p) for p in points))
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{where}"/>')
         if k == 0 or not curve:
-            parts.append(_text(PAD + 8 + 130 * k, PAD - 10, name, "start", colour))
+            parts.append(words(PAD + 8 + 130 * k, PAD - 10, name, "start", colour))
     if curve:
         best = min(curve, key=lambda p: p.valid_logloss)
         x, y = at(best.epoch, best.valid_logloss)
@@ -60,12 +61,5 @@ def plot(curve: Sequence[Point]) -> str:
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{VALID}"><title>best: {best.valid_logloss:.4f}</title></circle>'
         )
         said = f"valid logloss, best {best.valid_logloss:.4f} after {best.epoch:.3g} (dot)"
-        parts.append(_text(PAD + 138, PAD - 10, said, "start", VALID))
-    size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" style="max-width:100%;height:auto"'
-    title = '<title>Training loss and valid logloss by epoch</title><rect width="100%" height="100%" fill="#fff"/>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">{title}{"".join(parts)}</svg>\n'
-
-
-def _text(x: float, y: float, text: str, anchor: str, colour: str = "#333") -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}"'
-    return f'<text {place} font-size="11" font-family="sans-serif">{text}</text>'
+        parts.append(words(PAD + 138, PAD - 10, said, "start", VALID))
+    return picture(WIDTH, HEIGHT, parts, "Training loss and valid logloss by epoch") + "\n"
