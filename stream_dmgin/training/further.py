@@ -57,6 +57,7 @@ def _learned(before: Fitted, rows: TrainingRows, requests: Requests, options: Op
             run.step(part)
             if progress is not None:
                 progress(run.at.step, run.steps)
+    run.forget_untouched()
     if not lists:
         return run.mean
     share = 1.0 / (1.0 + before.list_weight)  # of two outputs that began alike, one again

@@ -148,7 +148,7 @@ class Run:
         torch._foreach_lerp_(ours, theirs, 1.0 - decay)
 
     @torch.no_grad()
-    def _forget_untouched(self) -> None:
+    def forget_untouched(self) -> None:
         """Rows of the table of items that no step has touched yet are the unknown item's, as it is now: a new item is that, and no noise.
         Those that began with an embedding, or with what was learnt before, stay."""
         state = self.optimizer.state.get(self.network.item.weight, {})
@@ -160,7 +160,7 @@ class Run:
     def validate(self, rows: TrainingRows, requests: Requests, seconds: float) -> Point:
         """How good the mean of the weights is on these rows; it is kept if it is the best so far."""
         at = self.at
-        self._forget_untouched()
+        self.forget_untouched()
         take = rows.rows_of(requests)
         y = rows.labels()[take]
         found = predict(self.mean, rows, requests, ranks=self.ranks)

@@ -356,3 +356,12 @@ def test_items_that_training_never_met_are_the_unknown_item() -> None:
     assert (
         not (now[20:40] == now[0]).all(1).any() and np.abs(now[20:40] - was[20:40]).max() < 0.1
     )  # what was learnt once stays
+
+
+def test_where_item_ids_are_hidden_all_items_are_the_unknown_one_in_refits_too() -> None:
+    rows, _ = make(blocks=10, users=80)
+    learn, judge = rows.between(0, 6_000), rows.between(6_000, 8_000)
+    before = loop.train(replace(CONFIG, hash_dropout=1.0), rows, learn, rows, judge, OPTIONS)
+    after = further(before, rows, rows.between(0, 10_000), learn, OPTIONS, RefitOptions(lr=1e-2))
+    was, now = (f.network.item.weight.detach().numpy() for f in (before, after))
+    assert (was == was[0]).all() and (now == now[0]).all() and not (now[0] == was[0]).all()
