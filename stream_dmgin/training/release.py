@@ -158,7 +158,7 @@ def release(
             fits[name] = partial(
                 _member, name, recipe, known, chosen, judged, options, own, checkpoint_steps, progress if jobs == 1 else None, begin, items
             )  # fmt: skip
-        found = side_by_side(fits, jobs, lambda told: report(*told), done)
+        found = side_by_side(fits, jobs, lambda told: report(*told), done if jobs > 1 else lambda done, of: None)
         fitted = stacked(found, known, judged)
     config = fitted.network.config
     seconds = time.monotonic() - started

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,7 @@ from click.testing import CliRunner
 
 from stream_dmgin.cli.main import cli
 from stream_dmgin.datasets import form
-from stream_dmgin.errors import InputError
+from stream_dmgin.errors import InputError, StreamDmginError
 from stream_dmgin.training import evaluate as protocol
 from stream_dmgin.training import recipes
 from stream_dmgin.training.side import side_by_side
@@ -38,6 +40,20 @@ def test_results_are_in_order_and_all_is_told(jobs: int) -> None:
     assert sorted(told) == ["1 squared", "2 squared", "3 squared"] and ready == [(1, 3), (2, 3), (3, 3)]
     with pytest.raises(InputError, match="-1 is below 0"):
         side_by_side({x: partial(square, x) for x in (1, -1)}, jobs, told.append)
+
+
+def killed(tell: Tell) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def test_a_killed_process_is_told_as_such() -> None:
+    with pytest.raises(StreamDmginError, match="fewer than --jobs 2"):
+        side_by_side({"killed": killed, "not": partial(square, 2)}, 2, lambda text: None)
+    assert side_by_side({2: partial(square, 2), 3: partial(square, 3)}, 2, lambda text: None) == {
+        2: 4,
+        3: 9,
+    }  # and the next ones run
 
 
 @pytest.mark.parametrize("kept", [False, True])
