@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from stream_dmgin.datasets import form
+from stream_dmgin.replay.source import DatasetSource
 from stream_dmgin.training import evaluate as protocol
 from stream_dmgin.training import recipes
+from stream_dmgin.training.measure import Scored
 from tests.logs import dataset
 
 Recipes = Callable[[form.Meta], recipes.Recipe]
@@ -38,3 +41,11 @@ def plan(data: form.Dataset, refit: int = 0) -> protocol.Plan:
     """Days 1 to 5, 6 and 7, 8 and 9."""
     spans = (protocol.days(data.meta, d, "--days") for d in ("1-5", "6-7", "8-9"))
     return protocol.Plan(*spans, refit, data.meta.day_ms)
+
+
+def evaluate(
+    data: form.Dataset, plan: protocol.Plan, model: str = "dmgin", **more: Any
+) -> tuple[DatasetSource, Scored]:
+    """What `evaluate_all` gives of one model."""
+    source, scored = protocol.evaluate_all(data, plan, (model,), **more)
+    return source, scored[model]

@@ -41,17 +41,24 @@ RINGS_SCRATCH = _S_VALUES + 8 * 5 * N_ENTRIES
 
 
 @kernel
+def _place(scratch: Any, key: Any) -> Any:
+    """Where in the table a key stands, or would stand: an empty place."""
+    places, keys = i32(scratch, (N_PLACES,)), u64(scratch + _S_KEYS, (N_ENTRIES,))
+    at = np.int64(key & np.uint64(N_PLACES - 1))
+    while places[at] != 0 and keys[places[at] - 1] != key:
+        at = (at + 1) & (N_PLACES - 1)
+    return at
+
+
+@kernel
 def _entry(scratch: Any, kind: Any, h: Any, used: Any) -> Any:
     """Number of the ring entry (kind, h), a new and empty one (`used`) where there was none."""
-    places, keys = i32(scratch, (N_PLACES,)), u64(scratch + _S_KEYS, (N_ENTRIES,))
-    key = mixed(kind, h)
-    at = np.int64(key & np.uint64(N_PLACES - 1))
-    while places[at] != 0:
-        if keys[places[at] - 1] == key:
-            return np.int64(places[at] - 1)
-        at = (at + 1) & (N_PLACES - 1)
+    places, key = i32(scratch, (N_PLACES,)), mixed(kind, h)
+    at = _place(scratch, key)
+    if places[at] != 0:
+        return np.int64(places[at] - 1)
     places[at] = used + 1
-    keys[used] = key
+    u64(scratch + _S_KEYS, (N_ENTRIES,))[used] = key
     values = i64(scratch + _S_VALUES, (N_ENTRIES, 5))
     values[used, R_CLICKS], values[used, R_IMPRESSIONS], values[used, R_RECENT] = 0, 0, 0
     values[used, R_LAST_EVENT], values[used, R_LAST_IMPRESSION] = -1, -1
@@ -63,14 +70,7 @@ def _find_entry(scratch: Any, kind: Any, h: Any) -> Any:
     """Number of the ring entry (kind, h), -1 where there is none or the hash is 0."""
     if h == 0:
         return np.int64(-1)
-    places, keys = i32(scratch, (N_PLACES,)), u64(scratch + _S_KEYS, (N_ENTRIES,))
-    key = mixed(kind, h)
-    at = np.int64(key & np.uint64(N_PLACES - 1))
-    while places[at] != 0:
-        if keys[places[at] - 1] == key:
-            return np.int64(places[at] - 1)
-        at = (at + 1) & (N_PLACES - 1)
-    return np.int64(-1)
+    return np.int64(i32(scratch, (N_PLACES,))[_place(scratch, mixed(kind, h))]) - 1
 
 
 @kernel

@@ -89,18 +89,17 @@ class Contest:
         `jobs` fits at a time, each in a process of its own; `done` is told how many are ready, of how many."""
         members = self._members() if "stack" in models else ()
         learning = [*dict.fromkeys(m for model in models for m in (members if model == "stack" else (model,)))]
-        fits = {(run, m): partial(self._kept, m, options) for run, options in enumerate(runs) for m in learning}
-        found = side_by_side(fits if jobs == 1 else self._apart(fits, learning), jobs, self.say, done)
+        contest = self if jobs == 1 else self._apart(learning)
+        fits = {(run, m): partial(contest._kept, m, options) for run, options in enumerate(runs) for m in learning}
+        found = side_by_side(fits, jobs, self.say, done)
         valid = self.rows.labels()[self.rows.rows_of(self.between(*self.plan.valid))]
         return [
             {m: stacked([found[run, x] for x in members], valid) if m == "stack" else found[run, m] for m in models}
             for run in range(len(runs))
         ]
 
-    def _apart(
-        self, fits: Mapping[tuple[int, str], partial[Outcome]], models: Sequence[str]
-    ) -> dict[tuple[int, str], partial[Outcome]]:
-        """The same fits, for other processes: with all that they would otherwise each make for themselves, and nothing of this one."""
+    def _apart(self, models: Sequence[str]) -> Contest:
+        """The same, for other processes: with all that they would otherwise each make for themselves, and nothing of this one."""
         for m in models:
             self.rows_of(m)
         if self.keep is not None:
@@ -108,7 +107,7 @@ class Contest:
         alike = copy.copy(self)
         alike.say, alike.replayed = _silent, _nowhere
         alike.keep = self.keep and Keep(self.keep.directory, _silent)
-        return {name: partial(alike._kept, *fit.args) for name, fit in fits.items()}
+        return alike
 
     def _members(self) -> tuple[str, ...]:
         members = self.recipe.stack.members

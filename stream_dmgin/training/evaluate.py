@@ -37,7 +37,7 @@ from stream_dmgin.training.online import NEVER, Answered, follow
 from stream_dmgin.training.rows import TrainingRows
 from stream_dmgin.training.zoo import FLOOR, MODELS, named
 
-__all__ = ["Plan", "Say", "days", "evaluate", "evaluate_all", "label_times"]
+__all__ = ["Plan", "Say", "days", "evaluate_all", "label_times"]
 
 
 def days(meta: Meta, text: str, option: str) -> Span:
@@ -46,15 +46,6 @@ def days(meta: Meta, text: str, option: str) -> Span:
     if not (low.isdigit() and (not dash or high.isdigit())) or int(high or low) < int(low):
         raise UsageError(f"{option} {text!r}: write FIRST-LAST, whole numbers of days counted from 0, as in 1-9")
     return meta.day0_ms + int(low) * meta.day_ms, meta.day0_ms + (int(high or low) + 1) * meta.day_ms
-
-
-def evaluate(
-    data: Dataset, plan: Plan, model: str = "dmgin", seeds: int = 1, groups: GroupMap | None = None, options: Options | None = None,
-    say: Say = lambda text: None, progress: Callable[[int, int], None] | None = None,
-) -> tuple[DatasetSource, Scored]:  # fmt: skip
-    """Scores of the test rows by one model of the zoo, as `evaluate_all` gives them."""
-    source, scored = evaluate_all(data, plan, (model,), seeds, groups, options, say, progress)
-    return source, scored[model]
 
 
 def evaluate_all(

@@ -57,9 +57,9 @@ def _learned(before: Fitted, rows: TrainingRows, requests: Requests, options: Op
             run.step(part)
             if progress is not None:
                 progress(run.at.step, run.steps)
-    run.forget_untouched()
+    learned = run.learned()
     if not lists:
-        return run.mean
+        return learned
     share = 1.0 / (1.0 + before.list_weight)  # of two outputs that began alike, one again
     offset = -before.list_weight * share * usual_length(rows, requests)
-    return rescaled(blended(run.mean, before.list_weight, build), {"ctr": (share, offset)})
+    return rescaled(blended(learned, before.list_weight, build), {"ctr": (share, offset)})

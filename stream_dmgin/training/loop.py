@@ -148,22 +148,22 @@ class Run:
         torch._foreach_lerp_(ours, theirs, 1.0 - decay)
 
     @torch.no_grad()
-    def forget_untouched(self) -> None:
-        """Rows of the table of items that no step has touched yet are the unknown item's, as it is now: a new item is that, and no noise.
-        Those that began with an embedding, or with what was learnt before, stay."""
+    def learned(self) -> Trunk:
+        """The running mean of the weights, to be used. Rows of the table of items that no step has touched yet are the unknown item's, as
+        it is now: a new item is that, and no noise. Those that began with an embedding, or with what was learnt before, stay."""
         state = self.optimizer.state.get(self.network.item.weight, {})
         if "exp_avg_sq" in state:
             untouched = ~state["exp_avg_sq"].any(1) & ~self.own
             if not untouched[0]:  # the unknown item itself was learnt
                 self.mean.item.weight[untouched] = self.mean.item.weight[0].clone()
+        return self.mean
 
     def validate(self, rows: TrainingRows, requests: Requests, seconds: float) -> Point:
         """How good the mean of the weights is on these rows; it is kept if it is the best so far."""
         at = self.at
-        self.forget_untouched()
         take = rows.rows_of(requests)
         y = rows.labels()[take]
-        found = predict(self.mean, rows, requests, ranks=self.ranks)
+        found = predict(self.learned(), rows, requests, ranks=self.ranks)
         z = found["ctr"][take][y >= 0]
         if LISTS in found:  # the two outputs as they would be blended
             both = np.stack([z, found[LISTS][take][y >= 0]], 1).astype(np.float64)

@@ -14,8 +14,9 @@ from stream_dmgin.datasets import form, load
 from stream_dmgin.datasets.content import Embedding
 from stream_dmgin.training import recipes
 from stream_dmgin.training.content import embedded
-from stream_dmgin.training.evaluate import Plan, days, evaluate
+from stream_dmgin.training.evaluate import Plan, days
 from stream_dmgin.training.measure import measure, write_scores
+from tests.contests import evaluate
 
 DATA = Path("../shared/data/kuairand_pure")
 

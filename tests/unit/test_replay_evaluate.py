@@ -19,7 +19,7 @@ from stream_dmgin.training import recipes, report
 from stream_dmgin.training.online import NEVER
 from stream_dmgin.training.report import by_segment, write_report
 from stream_dmgin.training.zoo import MODELS, PEERS, named
-from tests.contests import plan, short_log, smaller
+from tests.contests import evaluate, plan, short_log, smaller
 from tests.logs import T0
 
 HOUR = 3_600_000
@@ -53,7 +53,7 @@ def test_steps_of_the_refit_track() -> None:
 def test_each_test_row_is_scored_once_a_seed(
     data: form.Dataset, small: None, tmp_path: Path, refit: int, model: str
 ) -> None:
-    source, scored = protocol.evaluate(data, plan(data, refit), model, seeds=2)
+    source, scored = evaluate(data, plan(data, refit), model, seeds=2)
     measuring.write_scores(source, scored, tmp_path / "s.parquet")
     t = pq.read_table(tmp_path / "s.parquet")
     day = data.day(data.rows["ts"].to_numpy())
@@ -73,13 +73,13 @@ def test_labels_and_feedback_of_test_days_change_no_score_of_the_first(
     data: form.Dataset, small: None, refit: int, model: str
 ) -> None:
     """Turn around every label from the first test day on: scores of the first test moment stay what they were."""
-    _, before = protocol.evaluate(data, plan(data, refit), model)
+    _, before = evaluate(data, plan(data, refit), model)
     start = plan(data).test[0]
     late = data.rows["ts"].to_numpy() >= start
     label = np.where(late, 1 - data.rows["label"].to_numpy(), data.rows["label"].to_numpy()).astype(np.int8)
     rows = data.rows.set_column(data.rows.column_names.index("label"), "label", [label])
     events = data.events.filter(data.events["ts"].to_numpy() < start)
-    _, after = protocol.evaluate(form.Dataset(events, rows, data.items, data.meta), plan(data, refit), model)
+    _, after = evaluate(form.Dataset(events, rows, data.items, data.meta), plan(data, refit), model)
     first = data.rows["ts"].to_numpy()[before.row] <= data.rows["ts"].to_numpy()[before.row[0]]
     assert first.any() and np.array_equal(before.calibrated[1][first], after.calibrated[1][first])
     assert np.array_equal(before.online[1][first], after.online[1][first])
@@ -87,17 +87,17 @@ def test_labels_and_feedback_of_test_days_change_no_score_of_the_first(
 
 
 def test_the_floor_and_the_model_without_interests(data: form.Dataset, small: None) -> None:
-    source, floor = protocol.evaluate(data, plan(data), model="item-ctr")
+    source, floor = evaluate(data, plan(data), model="item-ctr")
     assert set(floor.calibrated) == {1} and 0.3 < measuring.measure(source, floor)["raw"]["auc"] < 0.8
-    _, bare = protocol.evaluate(data, plan(data), model="no-interest")
-    _, whole = protocol.evaluate(data, plan(data))
+    _, bare = evaluate(data, plan(data), model="no-interest")
+    _, whole = evaluate(data, plan(data))
     assert np.isfinite(bare.calibrated[1]).all() and not np.array_equal(bare.calibrated[1], whole.calibrated[1])
 
 
 def test_all_models_on_one_replay_with_their_differences(data: form.Dataset, small: None, tmp_path: Path) -> None:
     source, scored = protocol.evaluate_all(data, plan(data), seeds=2)
     assert list(scored) == list(MODELS)
-    alone = protocol.evaluate(data, plan(data), "lightgbm")[1]
+    alone = evaluate(data, plan(data), "lightgbm")[1]
     assert np.array_equal(alone.calibrated[1], scored["lightgbm"].calibrated[1])
     assert not np.array_equal(alone.calibrated[1], scored["lightgbm"].calibrated[2])  # seeds differ
     measuring.write_scores(source, scored, tmp_path / "s.parquet")
@@ -117,7 +117,7 @@ def test_optional_inputs_are_named(data: form.Dataset, small: None) -> None:
     assert recipes.block_names("surface, session") == ("session", "surface") and recipes.block_names("none") == ()
     with pytest.raises(UsageError, match="name some of session, surface, engagement"):
         recipes.block_names("sessions")
-    _, plain = protocol.evaluate(data, plan(data), "lightgbm")
+    _, plain = evaluate(data, plan(data), "lightgbm")
     _, more = protocol.evaluate_all(data, plan(data), ("lightgbm",), blocks=("session", "surface", "engagement"))
     assert not np.array_equal(plain.calibrated[1], more["lightgbm"].calibrated[1])
 
@@ -125,11 +125,11 @@ def test_optional_inputs_are_named(data: form.Dataset, small: None) -> None:
 def test_wrong_days_are_refused(data: form.Dataset) -> None:
     span = protocol.days(data.meta, "1-5", "--days")
     with pytest.raises(InputError, match="test days"):
-        protocol.evaluate(data, protocol.Plan(span, (span[1], span[1] + 40_000), (T0 + HOUR, T0 + 2 * HOUR)))
+        evaluate(data, protocol.Plan(span, (span[1], span[1] + 40_000), (T0 + HOUR, T0 + 2 * HOUR)))
     with pytest.raises(UsageError, match="follow one another"):
-        protocol.evaluate(data, protocol.Plan(span, span, (span[1], span[1] + 40_000)))
+        evaluate(data, protocol.Plan(span, span, (span[1], span[1] + 40_000)))
     with pytest.raises(UsageError, match="--model"):
-        protocol.evaluate(data, plan(data), model="nothing")
+        evaluate(data, plan(data), model="nothing")
 
 
 def test_feedback_must_be_visible_before_a_refit(data: form.Dataset) -> None:
@@ -156,8 +156,8 @@ def test_a_label_is_known_once_impressions_and_clicks_are_visible(data: form.Dat
 
 
 def test_a_refit_learns_from_the_valid_days_too(data: form.Dataset, small: None) -> None:
-    _, frozen = protocol.evaluate(data, plan(data), "lightgbm")
-    _, refitted = protocol.evaluate(data, plan(data, 1), "lightgbm")
+    _, frozen = evaluate(data, plan(data), "lightgbm")
+    _, refitted = evaluate(data, plan(data, 1), "lightgbm")
     assert not np.array_equal(frozen.raw[1], refitted.raw[1])
     assert set(frozen.codes) == {"surface", "hour", "user", "item"} and len(frozen.codes["item"]) == len(frozen.row)
 
@@ -179,9 +179,9 @@ def test_peers_and_ablations_on_one_replay(data: form.Dataset, small: None) -> N
 
 def test_no_peer_looks_into_the_test_days(data: form.Dataset, small: None) -> None:
     """Without the events from the first test day on, the first moment's scores of a peer stay what they were."""
-    _, before = protocol.evaluate(data, plan(data), "hstu")
+    _, before = evaluate(data, plan(data), "hstu")
     events = data.events.filter(data.events["visible_at"].to_numpy() < plan(data).test[0])
-    _, after = protocol.evaluate(form.Dataset(events, data.rows, data.items, data.meta), plan(data), "hstu")
+    _, after = evaluate(form.Dataset(events, data.rows, data.items, data.meta), plan(data), "hstu")
     first = data.rows["ts"].to_numpy()[before.row] <= data.rows["ts"].to_numpy()[before.row[0]]
     assert first.any() and np.array_equal(before.calibrated[1][first], after.calibrated[1][first])
     assert not np.array_equal(before.calibrated[1], after.calibrated[1])

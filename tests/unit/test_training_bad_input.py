@@ -12,10 +12,9 @@ import pytest
 from stream_dmgin.cli.common import _finite
 from stream_dmgin.datasets import form
 from stream_dmgin.errors import InputError
-from stream_dmgin.training import evaluate as protocol
 from stream_dmgin.training import measure as measuring
 from stream_dmgin.training import recipes
-from tests.contests import plan, short_log, smaller
+from tests.contests import evaluate, plan, short_log, smaller
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +40,7 @@ def log(label: dict[int, int] | None = None, events: bool = True, items: bool = 
 
 def test_items_without_a_description_and_users_without_a_past() -> None:
     data = log(events=False, items=False)
-    _, scored = protocol.evaluate(data, plan(data))
+    _, scored = evaluate(data, plan(data))
     p = scored.calibrated[1]
     assert np.isfinite(p).all() and p.min() > 0 and p.max() < 1
 
@@ -51,12 +50,12 @@ def test_items_without_a_description_and_users_without_a_past() -> None:
 def test_days_of_one_class_to_learn_or_choose_on(days: tuple[int, ...], part: str, model: str) -> None:
     data = log(dict.fromkeys(days, 0))
     with pytest.raises(InputError, match=f"the {part} days hold no rows with both labels"):
-        protocol.evaluate(data, plan(data), model)
+        evaluate(data, plan(data), model)
 
 
 def test_test_days_of_one_class_have_no_auc_but_a_logloss() -> None:
     data = log({8: 0, 9: 0})
-    source, scored = protocol.evaluate(data, plan(data))
+    source, scored = evaluate(data, plan(data))
     found = measuring.measure(source, scored)["calibrated"]
     assert np.isnan(found["auc"]) and found["logloss"] > 0 and 0 <= found["ece"] <= 1
     assert json.loads(json.dumps(_finite(found)))["auc"] is None
