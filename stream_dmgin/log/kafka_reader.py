@@ -361,7 +361,7 @@ class KafkaGroupReader(KafkaReader):
         self._epoch += 1
         self._assigned, self._ended, self._fenced, self._refused = {}, {}, "", set()
         while self._pending:  # librdkafka waits for these answers
-            self._take_nothing(self._pending.popleft()[1])
+            self._decline(*self._pending.popleft())
         self._rejoining = True
         try:
             self._check(self._lib.unsubscribe(self._rk), "leaving the group")
@@ -515,10 +515,27 @@ class KafkaGroupReader(KafkaReader):
                 self._refused.difference_update(parts)
             self._take_nothing(parts)
 
+    def _decline(self, code: int, parts: list[TP]) -> None:
+        """Answer a rebalance without having any of it. To librdkafka, letting go is no answer to an assignment: it would wait for one
+        for ever, as a member that owns partitions."""
+        if code != rdkafka.ERR_ASSIGN:
+            self._take_nothing(parts)
+        elif self._incremental():
+            self._check_error(
+                self._with_list([], lambda p: self._lib.incremental_assign(self._rk, p)), "taking no partitions"
+            )
+        else:
+            self._check(self._with_list([], lambda p: self._lib.assign(self._rk, p)), "taking no partitions")
+
     def _take_nothing(self, parts: list[TP]) -> None:
         if self._incremental():
-            error = self._with_list(parts, lambda p: self._lib.incremental_unassign(self._rk, p))
-            if error:
+            for some in (
+                parts,
+                [],
+            ):  # a call that fails is no answer: those of an assignment that was declined can't be let go
+                error = self._with_list(some, lambda p: self._lib.incremental_unassign(self._rk, p))
+                if not error:
+                    break
                 self._lib.error_destroy(error)
         else:
             self._lib.assign(self._rk, None)
@@ -578,8 +595,8 @@ class KafkaGroupReader(KafkaReader):
 
     def _on_rebalance(self, rk: int, code: int, parts: Any, opaque: int) -> None:
         if self._closing or self._rejoining:  # consumer_close, or the way out of the group, waits for this answer
-            self._rejoining = False
-            self._take_nothing([tp for tp, _, _ in rdkafka.read_list(parts)])
+            self._rejoining &= code == rdkafka.ERR_ASSIGN  # the answer to its own leaving is still to come
+            self._decline(code, [tp for tp, _, _ in rdkafka.read_list(parts)])
             return
         with contextlib.suppress(UnicodeDecodeError):
             self._pending.append((code, [tp for tp, _, _ in rdkafka.read_list(parts)]))

@@ -241,6 +241,33 @@ def test_offsets_that_the_group_would_not_take_are_told_again(
         b.reader.close()
 
 
+@pytest.mark.parametrize("noticed", [False, True], ids=["in librdkafka's queue", "noticed"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_assignment_that_waits_when_a_member_joins_anew_is_not_the_last(
+    kafka: str, prefix: str, protocol: str, noticed: bool
+) -> None:
+    """librdkafka joins by itself after a session that was lost: its assignment may be here before the fence is. It was answered with
+    "nothing", which librdkafka takes for no answer: it would wait, as a member in good standing that owns partitions, for ever."""
+    with open_log("kafka://" + kafka, PROTOCOLS[protocol]) as log:
+        a = Member(log, prefix + "g", make(log, prefix), {})
+        reader: Any = a.reader
+        end = time.monotonic() + 30.0
+        while not log.members(prefix + "g"):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        time.sleep(1.0)  # the assignment is on its way to the member
+        if noticed:
+            while not reader._pending:
+                late = reader._lib.consumer_poll(reader._rk, 20)
+                assert not late
+                assert time.monotonic() < end
+        a.reader.rejoin()
+        assert not a.told
+        until([a], lambda: len(a.mine) == PARTITIONS * len(TOPICS), 30.0)
+        until([a], lambda: len(log.members(prefix + "g") or ()) == 1, 30.0)
+        a.reader.close()
+
+
 def test_one_that_is_no_member_has_no_word_for_a_transaction(kafka: str, prefix: str) -> None:
     """The broker would take its offsets: without a generation they come from anybody."""
     with open_log("kafka://" + kafka) as log:
