@@ -30,6 +30,7 @@ from stream_dmgin.training.refit import Refit, refit
 from stream_dmgin.training.rows import TrainingRows
 from stream_dmgin.training.side import side_by_side
 from stream_dmgin.training.stack import stacked
+from stream_dmgin.training.teacher import attach, chances
 from stream_dmgin.training.zoo import FLOOR, KNOWN, REGROUPED, Contender, fit, from_the_state, life_rows, rows_read_by
 
 OF_THE_REQUEST = ("hour_sin", "hour_cos", "hour2_sin", "hour2_cos", "dow_sin", "dow_cos", "global_ctr_logit")
@@ -37,6 +38,7 @@ OF_THE_REQUEST = ("hour_sin", "hour_cos", "hour2_sin", "hour2_cos", "dow_sin", "
 Say = Callable[[str], None]
 Requests = NDArray[np.int64]
 Span = tuple[int, int]  # ms, [from, to)
+TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,17 @@ class Contest:
         members = self._members() if "stack" in models else ()
         learning = [*dict.fromkeys(m for model in models for m in (members if model == "stack" else (model,)))]
         contest = self if jobs == 1 else self._apart(learning)
-        fits = {(run, m): partial(contest._kept, m, options) for run, options in enumerate(runs) for m in learning}
+        pupils = [
+            (run, m) for run, o in enumerate(runs) for m in learning if o.teacher and m not in ("lightgbm", FLOOR)
+        ]
+        asked = {(run, _reading(m)): partial(contest._lesson, _reading(m), runs[run]) for run, m in pupils}
+        lessons = side_by_side(asked, jobs, self.say)
+        taught = {(run, m): lessons[run, _reading(m)] for run, m in pupils}
+        fits = {
+            (run, m): partial(contest._kept, m, options, taught.get((run, m)))
+            for run, options in enumerate(runs)
+            for m in learning
+        }
         found = side_by_side(fits, jobs, self.say, done)
         valid = self.rows.labels()[self.rows.rows_of(self.between(*self.plan.valid))]
         return [
@@ -118,20 +130,35 @@ class Contest:
             )
         return members
 
-    def _kept(self, model: str, options: Options, say: Say) -> Outcome:
-        if self.keep is None:
-            return self.outcome(model, options, say)
-        make = partial(self.outcome, model, options, say)
-        return self.keep.outcome(model, options.seed, self._facts(model, options), make, say)
+    def _kept(self, model: str, options: Options, lesson: Outcome | None, say: Say) -> Outcome:
+        return self._once(model, model, options, partial(self.outcome, model, options, say, lesson), say)
 
-    def _facts(self, model: str, options: Options) -> dict[str, Any]:
-        """All that decides what a model says."""
+    def _lesson(self, reading: str, options: Options, say: Say) -> Outcome:
+        """The chances of a click by a teacher of networks that read the rows of this model: of the rows to learn from, in their order."""
+        return self._once(TEACHER, reading, options, partial(self._taught, reading, options, say), say)
+
+    def _taught(self, reading: str, options: Options, say: Say) -> Outcome:
+        rows, plan, started = self.rows_of(reading), self.plan, time.process_time()
+        learn, told = self.between(*plan.train), partial(_told, say, options.seed, TEACHER)
+        found = chances(rows, learn, self.between(*plan.valid), self.recipe.trees, options.seed, report=told)
+        said = found[rows.rows_of(learn)].astype(np.float64)
+        return Outcome(said, np.zeros(0), (1.0, 0.0), [], time.process_time() - started)
+
+    def _once(self, name: str, reading: str, options: Options, make: Callable[[], Outcome], say: Say) -> Outcome:
+        """What `make` gives, which reads the rows of a model: found in the folder, where one is kept."""
+        if self.keep is None:
+            return make()
+        return self.keep.outcome(name, options.seed, self._facts(name, reading, options), make, say)
+
+    def _facts(self, name: str, reading: str, options: Options) -> dict[str, Any]:
+        """All that decides what a model, or a teacher, says."""
         recipe = asdict(replace(self.recipe, options=options))
-        used = {"trees"} if model == "lightgbm" else set(recipe) - {"trees", "stack", "online"}
+        used = {"trees"} if name in ("lightgbm", TEACHER) else set(recipe) - {"stack", "online"}
+        used -= set() if options.teacher or name == "lightgbm" else {"trees"}
         used -= set() if self.plan.refit_days else {"refit"}
-        groups = regrouped(model, self.data, self.groups).id if model in REGROUPED else None
+        groups = regrouped(reading, self.data, self.groups).id if reading in REGROUPED else None
         return {
-            "model": model, "seed": options.seed, "plan": asdict(self.plan), "recipe": {k: recipe[k] for k in sorted(used)},
+            "model": name, "seed": options.seed, "plan": asdict(self.plan), "recipe": {k: recipe[k] for k in sorted(used)},
             "groups": groups, "log": self.log, "rows": self._of_rows, "code": kept.of_code(*kept.MODELS),
         }  # fmt: skip
 
@@ -157,13 +184,18 @@ class Contest:
             self._others[model] = self.replayed(regrouped(model, self.data, self.groups))
         return self._others[model]
 
-    def outcome(self, model: str, options: Options, say: Say) -> Outcome:
-        """Fit a model that is no stack, and score the valid and test rows; on the refit track with the weights of each step."""
+    def outcome(self, model: str, options: Options, say: Say, lesson: Outcome | None = None) -> Outcome:
+        """Fit a model that is no stack, and score the valid and test rows; on the refit track with the weights of each step. `lesson`: what
+        `_lesson` gives for a network that is taught."""
         rows, plan = self.rows_of(model), self.plan
         started = time.process_time()
         at = int(self.source.requests.first[self.first])
         judged, by_user = self.between(*plan.valid), self.data.meta.gauc == "user"
         taught = rows_as_of(rows, self.data, at, plan.test[0], options)
+        if lesson is not None:
+            said = np.full(len(rows), np.nan, np.float32)
+            said[rows.rows_of(self.between(*plan.train))] = lesson.logits
+            taught = attach(taught, said)
         told = partial(_told, say, options.seed)
         begins = item_start(self.data.items, self.recipe.config, options)
         fitted = fit(model, self.recipe, taught, self.between(*plan.train), judged, options, told, items=begins)
@@ -180,7 +212,13 @@ class Contest:
                 found = predict(made.network, rows, score)
                 heads.append(head_measures(found, made.calibration, rows, score, by_user))
         slope, offset = fitted.calibration.platt["ctr"]
-        return Outcome(np.concatenate(z), np.concatenate(held), (slope, offset), heads, time.process_time() - started)
+        seconds = time.process_time() - started + (lesson.seconds if lesson is not None else 0.0)
+        return Outcome(np.concatenate(z), np.concatenate(held), (slope, offset), heads, seconds)
+
+
+def _reading(model: str) -> str:
+    """Models that read the candidates' inputs of the same rows have one name here: one teacher suffices for them."""
+    return model if model in REGROUPED else ""
 
 
 def _silent(text: str) -> None:

@@ -32,7 +32,7 @@ PACKAGE = Path(__file__).parents[1]
 INPUTS = ("datasets", "state", "counters", "features", "replay", "training/rows.py")
 CITY = ("simulator",)
 MODELS = ("models", *(f"training/{n}.py" for n in (
-    "contest", "zoo", "loop", "objective", "start", "items", "heads", "lives", "rows", "trees", "refit", "further"
+    "contest", "zoo", "loop", "objective", "start", "items", "heads", "lives", "rows", "trees", "teacher", "refit", "further"
 )))  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from stream_dmgin.datasets.form import Dataset
 from stream_dmgin.features.spec import BEHAVIOUR_CLASSES, CLASS_OF_TYPE, N_AGE, N_DWELL, N_HOUR, InputSpec
 from stream_dmgin.training.columns import Array, Column, scatter, spans
 from stream_dmgin.training.items import buckets_of
+from stream_dmgin.training.objective import TAUGHT
 from stream_dmgin.training.rows import FLAT, Batch, TrainingRows
 
 CLUSTER = 20  # events of a cluster at most (TWIN-V2)
@@ -157,7 +158,7 @@ def strip(rows: TrainingRows, out: TrainingRows, short: bool, flat: bool = False
     keep = ["r_rows", "r_ts", "r_key", "u_dense", "x_cat", "c_item", "c_id", "c_dense", "label"]
     keep += ["r_short", "s_item", "s_cls", "s_time", "s_dwell"] if short else []
     keep += ["r_flat", *FLAT] if flat else []
-    for name in [*keep, *({"seen"} & rows.columns.keys())]:
+    for name in [*keep, *({"seen", TAUGHT} & rows.columns.keys())]:
         out.columns[name] = rows.columns[name]
     for name in {"r_groups", "r_short", "r_flat"} & out.columns.keys() - {*keep}:
         out.columns[name] = Column.of(np.zeros(rows.requests, np.int32))

@@ -29,7 +29,7 @@ from stream_dmgin.training.alike import begin_alike
 from stream_dmgin.training.heads import fit_late
 from stream_dmgin.training.items import ItemStart
 from stream_dmgin.training.metrics import auc, logloss
-from stream_dmgin.training.objective import LISTS, blend, blended, list_weight, losses, with_lists
+from stream_dmgin.training.objective import LISTS, TAUGHT, blend, blended, list_weight, losses, with_lists
 from stream_dmgin.training.options import Options, Point
 from stream_dmgin.training.parallel import ALONE, Ranks
 from stream_dmgin.training.rows import TrainingRows
@@ -87,6 +87,7 @@ class Run:
         torch.set_num_threads(1)
         torch.manual_seed(options.seed)
         self.rows, self.requests, self.options, self.ranks = rows, requests, options, ranks
+        self.taught = torch.from_numpy(rows[TAUGHT]) if options.teacher and TAUGHT in rows.columns else None
         self.network = build(config)
         if start is None:
             if options.attention_start:
@@ -124,8 +125,11 @@ class Run:
         if len(mine):
             batch = self.rows.collate(mine)
             counts = self.rows.known(part) if self.ranks.world > 1 else None
+            taught = (
+                None if self.taught is None else self.taught[batch.rows.clamp(min=0).long()]
+            )  # padding has no label
             total, pointwise = losses(
-                ragged.forward(self.network, batch.inputs), batch.labels, options, counts, batch.seen
+                ragged.forward(self.network, batch.inputs), batch.labels, options, counts, batch.seen, taught
             )
             total.backward()  # type: ignore[no-untyped-call]
             flat[-1] = pointwise

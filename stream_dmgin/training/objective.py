@@ -1,6 +1,7 @@
 """What training minimises: a sum of terms, each a mean over the rows whose label is known.
 
-- pointwise: the log-likelihood of a click, of all rows alike;
+- pointwise: the log-likelihood of a click, of all rows alike; where a teacher (`training/teacher.py`) says how likely each click was, that
+  counts for a share of the label;
 - order: the chance of the clicked candidate among those of its list (a softmax over the list);
 - lists: a second output of the network learns the click with its logit offset by log(1 / length of the list), so that what it
   adds is what sets a row apart from its neighbours. The length is known in training alone: no score sees its own list. The two
@@ -25,6 +26,7 @@ from stream_dmgin.models.trunk import DMGINConfig, Trunk
 from stream_dmgin.training.options import Options
 
 LISTS = "ctr-in-list"  # name of the second output while training
+TAUGHT = "taught"  # name of the column with the teacher's chances of a click; nan where it says nothing
 Counts = Mapping[str, float]
 
 
@@ -34,17 +36,18 @@ def losses(
     options: Options,
     counts: Counts | None = None,
     seen: Mapping[str, Tensor] | None = None,
+    taught: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(What is minimised, the pointwise loss of `ctr` alone). Logits and labels [B,C]; labels -1 count nowhere.
 
     `counts`: known labels per head of the whole batch, where this is one process's part of it: the parts add up. `seen`: see
-    `late`.
+    `late`. `taught` [B,C]: chances of a click by the teacher, nan where it says nothing.
     """
     y, z = labels["ctr"], logits["ctr"]
     known = (y >= 0).to(torch.float32)
     n = _count(known, counts, "ctr")
     pointwise = _sum(z, y, known) / n
-    total = pointwise
+    total = pointwise if taught is None else _sum(z, _softened(y, taught, options.teacher), known) / n
     if options.order > 0 and y.shape[1] > 1:
         clicked = (y == 1).to(torch.float32)
         both = ((clicked.sum(1) > 0) & ((y == 0).sum(1) > 0)).to(torch.float32)
@@ -63,6 +66,10 @@ def losses(
             part = seen[head] if seen is not None and head in seen else None
             total = total + options.heads * _sum(logits[head], labels[head], known, part) / _count(known, counts, head)
     return total, pointwise.detach()
+
+
+def _softened(y: Tensor, taught: Tensor, share: float) -> Tensor:
+    return torch.where(taught.isnan(), y, (1.0 - share) * y + share * taught)
 
 
 def _count(known: Tensor, counts: Counts | None, head: str) -> Tensor | float:

@@ -10,7 +10,8 @@ class Options:
     """How to train. Weights of the terms of the loss (`training/objective.py`): `order`, `lists`, `heads`; `table_decay`: weight
     decay of the hash tables; `item_start`: how long the vectors of items are that their table begins with, made of the items' embeddings
     where the inputs read these (`training/items.py`); 0: short ones by lot; `attention_start`: how strongly attention begins with what is
-    alike (`training/alike.py`); 0: by lot. ValueError for one below 0.
+    alike (`training/alike.py`); 0: by lot; `teacher`: share of the click's label that trees give (`training/teacher.py`); 0: no
+    teacher. ValueError for one below 0, or a share above 1.
     """
 
     epochs: int = 4
@@ -20,6 +21,7 @@ class Options:
     table_decay: float = 1.0
     item_start: float = 0.0
     attention_start: float = 0.0
+    teacher: float = 0.0
     order: float = 0.1
     lists: float = 0.0  # of the second output that learns the order inside a list and is blended in; 0: none
     heads: float = 0.2
@@ -36,6 +38,8 @@ class Options:
             raise ValueError("item_start is 0 or more")
         if self.attention_start < 0:
             raise ValueError("attention_start is 0 or more")
+        if not 0.0 <= self.teacher <= 1.0:
+            raise ValueError("teacher is a share, 0 to 1")
 
 
 @dataclass(frozen=True)

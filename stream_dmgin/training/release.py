@@ -36,7 +36,7 @@ from stream_dmgin.training.served import Served, of_network, of_trees, stacked
 from stream_dmgin.training.side import side_by_side
 from stream_dmgin.training.stack import StackOptions
 from stream_dmgin.training.trees import TreeOptions
-from stream_dmgin.training.zoo import SERVED, Contender, Report, fit, rows_read_by
+from stream_dmgin.training.zoo import SERVED, Contender, Report, fit, rows_read_by, with_teacher
 
 Span = tuple[int, int]  # ms, [from, to)
 
@@ -138,6 +138,8 @@ def release(
         raise UsageError(
             "--from is for one network, a dmgin: a stack of several is trained from nothing, or goes on by `stream-dmgin refit`"
         )
+    if architecture != "trees":
+        known = with_teacher(known, chosen, judged, trees, options, report, jobs)
     begin = start_of(parent) if parent is not None else None
     items = item_start(data.items, config, options)
     if architecture == "trees":
@@ -210,7 +212,7 @@ def described(
         "rows_sha256": digest(rows, np.concatenate([chosen, judged])),
         "groups": groups,
         "options": asdict(options),
-        "trees": asdict(trees) if fitted.forest is not None else None,
+        "trees": asdict(trees) if fitted.forest is not None or options.teacher else None,
         "parts": fitted.parts,
         "processes": ranks.world,
         "architecture": fitted.architecture,

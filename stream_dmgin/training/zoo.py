@@ -33,9 +33,11 @@ from stream_dmgin.models.trunk import MODULES, Trunk
 from stream_dmgin.training.items import ItemStart
 from stream_dmgin.training.lives import FlatRows, LifeRows, Lives, strip
 from stream_dmgin.training.loop import Fitted, Options, Point, Requests, train
+from stream_dmgin.training.objective import TAUGHT
 from stream_dmgin.training.recipes import Recipe
 from stream_dmgin.training.rows import TrainingRows
-from stream_dmgin.training.trees import train_trees
+from stream_dmgin.training.teacher import attach, chances
+from stream_dmgin.training.trees import TreeOptions, train_trees
 
 FLOOR = "item-ctr"
 MODELS = (FLOOR, "no-interest", "dmgin", "lightgbm", "stack")
@@ -97,10 +99,12 @@ def fit(
     checkpoint: Path | None = None, checkpoint_steps: int = 0, progress: Progress | None = None, start: Trunk | None = None,
     items: ItemStart | None = None,
 ) -> Contender:  # fmt: skip
-    """Fit a model of KNOWN (neither the floor nor a stack) on its rows; of networks the last five are as `loop.train` has them."""
+    """Fit a model of KNOWN (neither the floor nor a stack) on its rows; of networks the last five are as `loop.train` has them. A network
+    whose options ask for a teacher, on rows that have none, is taught by trees on these rows."""
     if name == "lightgbm":
         trees = replace(recipe.trees, seed=options.seed)
         return train_trees(rows, learn, judge, trees, report=lambda p: report(name, p))
+    rows = with_teacher(rows, learn, judge, recipe.trees, options, report)
     config = replace(recipe.config, off=(WITHOUT[name],)) if name in WITHOUT else recipe.config
     build, mine = PEERS.get(name, DMGIN), without_interests(rows) if name == BARE else rows
     fitted = train(
@@ -108,6 +112,16 @@ def fit(
         progress=progress, start=start, items=items,
     )  # fmt: skip
     return Bare(fitted) if name == BARE else fitted
+
+
+def with_teacher(
+    rows: TrainingRows, learn: Requests, judge: Requests, trees: TreeOptions, options: Options, report: Report, jobs: int = 1
+) -> TrainingRows:  # fmt: skip
+    """The rows with what a teacher says of the requests to learn from, where the options ask for one and the rows have none; `jobs` as
+    `teacher.chances` has it."""
+    if not options.teacher or TAUGHT in rows.columns:
+        return rows
+    return attach(rows, chances(rows, learn, judge, trees, options.seed, jobs, lambda p: report("teacher", p)))
 
 
 def kind_of(name: str) -> str:
