@@ -35,7 +35,7 @@ def chances(
 
     UsageError where lightgbm is not installed, InputError where a part has no rows of both classes."""
     part = np.random.default_rng([seed, len(learn)]).permutation(np.arange(len(learn)) % PARTS)
-    grown = replace(trees, seed=seed)
+    grown = replace(trees, seed=seed, bags=1)  # more bags taught no better (docs/adr/0023-teacher.md)
     fits = {k: partial(_taught, rows, learn[part != k], learn[part == k], judge, grown) for k in range(PARTS)}
     logits = np.full(len(rows), np.nan)
     for k, z in side_by_side(fits, jobs, report).items():

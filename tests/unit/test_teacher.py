@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch.nn import functional as F
 
+from stream_dmgin.cli.main import cli
+from stream_dmgin.datasets import form
 from stream_dmgin.errors import InputError
 from stream_dmgin.models.calibration import sigmoid
 from stream_dmgin.models.trunk import DMGINConfig
@@ -150,3 +154,38 @@ def test_a_share_beyond_the_whole_is_refused(tmp_path: Path) -> None:
         recipe.write_text(f"[training]\nteacher = {wrong}\n")
         with pytest.raises(InputError, match="teacher is a share"):
             recipes.read(recipe, data.meta)
+
+
+def test_a_release_is_taught_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    form.write(short_log(), tmp_path / "log")
+    share = 0.5
+    of = smaller(recipes.of, members=("dmgin", "no-interest", "lightgbm"))
+    monkeypatch.setattr(recipes, "of", lambda meta: replace(of(meta), options=replace(of(meta).options, teacher=share)))
+
+    def train(name: str, *more: str) -> tuple[dict[str, bytes], dict[str, object]]:
+        out = tmp_path / name
+        args = [
+            "train",
+            "--data",
+            str(tmp_path / "log"),
+            "--train-days",
+            "1-5",
+            "--valid-days",
+            "6-7",
+            "--out",
+            str(out),
+            *more,
+        ]
+        done = CliRunner().invoke(cli, [*args, "--data-dir", str(tmp_path)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert done.stderr.count("teacher: epoch") == (4 if share else 0)
+        return {f.name: f.read_bytes() for f in out.glob("*.safetensors")}, json.loads(
+            (out / "config.json").read_text()
+        )["training"]
+
+    one, said = train("one")
+    assert said["options"]["teacher"] == 0.5 and said["trees"]["rounds"] == 20  # type: ignore[index, call-overload]
+    stack, _ = train("stack", "--model", "stack")
+    assert train("side", "--model", "stack", "--jobs", "2")[0] == stack
+    share = 0.0
+    assert train("plain")[0] != one
