@@ -30,7 +30,7 @@ from stream_dmgin.training.refit import Refit, refit
 from stream_dmgin.training.rows import TrainingRows
 from stream_dmgin.training.side import side_by_side
 from stream_dmgin.training.stack import stacked
-from stream_dmgin.training.teacher import attach, chances
+from stream_dmgin.training.teacher import attach, lesson, lesson_again
 from stream_dmgin.training.zoo import FLOOR, KNOWN, REGROUPED, Contender, fit, from_the_state, life_rows, rows_read_by
 
 OF_THE_REQUEST = ("hour_sin", "hour_cos", "hour2_sin", "hour2_cos", "dow_sin", "dow_cos", "global_ctr_logit")
@@ -130,19 +130,25 @@ class Contest:
             )
         return members
 
-    def _kept(self, model: str, options: Options, lesson: Outcome | None, say: Say) -> Outcome:
-        return self._once(model, model, options, partial(self.outcome, model, options, say, lesson), say)
+    def _kept(self, model: str, options: Options, taught_by: Outcome | None, say: Say) -> Outcome:
+        return self._once(model, model, options, partial(self.outcome, model, options, say, taught_by), say)
 
     def _lesson(self, reading: str, options: Options, say: Say) -> Outcome:
-        """The chances of a click by a teacher of networks that read the rows of this model: of the rows to learn from, in their order."""
+        """The chances of a click by a teacher of networks that read the rows of this model: of the rows to learn from, in their order, and
+        on the refit track after them of those that each step learns from."""
         return self._once(TEACHER, reading, options, partial(self._taught, reading, options, say), say)
 
     def _taught(self, reading: str, options: Options, say: Say) -> Outcome:
         rows, plan, started = self.rows_of(reading), self.plan, time.process_time()
         learn, told = self.between(*plan.train), partial(_told, say, options.seed, TEACHER)
-        found = chances(rows, learn, self.between(*plan.valid), self.recipe.trees, options.seed, report=told)
-        said = found[rows.rows_of(learn)].astype(np.float64)
-        return Outcome(said, np.zeros(0), (1.0, 0.0), [], time.process_time() - started)
+        trees = self.recipe.trees
+        first = lesson(rows, learn, self.between(*plan.valid), trees, options.seed, report=told)
+        said = [first.chances[rows.rows_of(learn)]]
+        for low, _ in plan.steps() if plan.refit_days else ():
+            new = self.known[low]
+            said.append(lesson_again(rows, new, trees, first.grown, options.seed).chances[rows.rows_of(new)])
+        seconds = time.process_time() - started
+        return Outcome(np.concatenate(said).astype(np.float64), np.zeros(0), (1.0, 0.0), [], seconds)
 
     def _once(self, name: str, reading: str, options: Options, make: Callable[[], Outcome], say: Say) -> Outcome:
         """What `make` gives, which reads the rows of a model: found in the folder, where one is kept."""
@@ -184,18 +190,26 @@ class Contest:
             self._others[model] = self.replayed(regrouped(model, self.data, self.groups))
         return self._others[model]
 
-    def outcome(self, model: str, options: Options, say: Say, lesson: Outcome | None = None) -> Outcome:
-        """Fit a model that is no stack, and score the valid and test rows; on the refit track with the weights of each step. `lesson`: what
-        `_lesson` gives for a network that is taught."""
+    def outcome(self, model: str, options: Options, say: Say, taught_by: Outcome | None = None) -> Outcome:
+        """Fit a model that is no stack, and score the valid and test rows; on the refit track with the weights of each step. `taught_by`:
+        what `_lesson` gives for a network that is taught."""
         rows, plan = self.rows_of(model), self.plan
         started = time.process_time()
         at = int(self.source.requests.first[self.first])
         judged, by_user = self.between(*plan.valid), self.data.meta.gauc == "user"
         taught = rows_as_of(rows, self.data, at, plan.test[0], options)
-        if lesson is not None:
-            said = np.full(len(rows), np.nan, np.float32)
-            said[rows.rows_of(self.between(*plan.train))] = lesson.logits
-            taught = attach(taught, said)
+        told_of = 0  # rows of the lesson that were used
+
+        def with_lesson(rows: TrainingRows, requests: Requests) -> TrainingRows:
+            nonlocal told_of
+            if taught_by is None:
+                return rows
+            take, said = rows.rows_of(requests), np.full(len(rows), np.nan, np.float32)
+            said[take] = taught_by.logits[told_of : told_of + len(take)]
+            told_of += len(take)
+            return attach(rows, said)
+
+        taught = with_lesson(taught, self.between(*plan.train))
         told = partial(_told, say, options.seed)
         begins = item_start(self.data.items, self.recipe.config, options)
         fitted = fit(model, self.recipe, taught, self.between(*plan.train), judged, options, told, items=begins)
@@ -204,7 +218,8 @@ class Contest:
         for low, high in plan.steps():
             score = self.between(low, high)
             if plan.refit_days:
-                taught, new = rows_as_of(rows, self.data, at, low, options), self.known[low]
+                new = self.known[low]
+                taught = with_lesson(rows_as_of(rows, self.data, at, low, options), new)
                 made, learned = refit(made, Refit(taught, new, learned, options, self.recipe.refit)), new
             z.append(np.asarray(made.logits(rows, score), np.float64))
             held.append(_held(made, rows, score) if by_user else np.full(len(z[-1]), np.nan))
@@ -212,7 +227,7 @@ class Contest:
                 found = predict(made.network, rows, score)
                 heads.append(head_measures(found, made.calibration, rows, score, by_user))
         slope, offset = fitted.calibration.platt["ctr"]
-        seconds = time.process_time() - started + (lesson.seconds if lesson is not None else 0.0)
+        seconds = time.process_time() - started + (taught_by.seconds if taught_by is not None else 0.0)
         return Outcome(np.concatenate(z), np.concatenate(held), (slope, offset), heads, seconds)
 
 

@@ -26,10 +26,11 @@ from stream_dmgin.training.card import card
 from stream_dmgin.training.further import further
 from stream_dmgin.training.loop import Fitted, Options, Point, Requests
 from stream_dmgin.training.options import RefitOptions
-from stream_dmgin.training.parent import list_weight, options_of, own_platt, trees_of
+from stream_dmgin.training.parent import list_weight, options_of, own_platt, teacher_of, trees_of
 from stream_dmgin.training.release import described
 from stream_dmgin.training.rows import TrainingRows
 from stream_dmgin.training.served import Served
+from stream_dmgin.training.teacher import attach, lesson_again
 from stream_dmgin.training.trees import TreeOptions, Trees, refit_trees
 from stream_dmgin.training.zoo import rows_read_by
 
@@ -80,7 +81,8 @@ def continued(
     learn, older = np.arange(at.cut - at.first), np.arange(at.new - at.first)
     kept = dict(model.training.get("parts", {}))
     options = replace(options_of(model), seed=seed)
-    networks = [_network(model, k, rows, learn, older, options, how, progress) for k in range(len(model.members))]
+    taught = _taught(model, rows, learn, seed)
+    networks = [_network(model, k, taught, learn, older, options, how, progress) for k in range(len(model.members))]
     forest = _forest(model, rows, learn, seed) if model.forest is not None else None
     made = Served(
         networks[0] if networks else model.network, model.calibration, 0, [], list_weight(model), forest, model.network_weight, kept,
@@ -104,10 +106,11 @@ def write(
     """Write the release, with its parent and what judged it on the card; its id. `seconds` it took; `command` made it."""
     learn, judge = np.arange(at.cut - at.first), np.arange(at.judge - at.first, at.last - at.first)
     options = replace(options_of(parent), seed=seed)
-    trees = trees_of(parent)[0] if made.forest is not None else TreeOptions()
+    teacher = teacher_of(parent)
+    trees = trees_of(parent)[0] if made.forest is not None else teacher[0] if teacher is not None else TreeOptions()
     training = described(made, rows, learn, judge, options, trees, meta, groups, surfaces=surfaces) | {
         "train_days": _days(rows, learn), "valid_days": _days(rows, judge), "parent": parent.id, "refit": asdict(how),
-        "new_rows": len(rows.rows_of(learn[at.new - at.first :])),
+        "new_rows": len(rows.rows_of(learn[at.new - at.first :])), "teacher": parent.training.get("teacher"),
     }  # fmt: skip
     about = card(name, made.network.config, training, seconds, command)
     return made.save(out, name, training, about)
@@ -116,6 +119,12 @@ def write(
 def _days(rows: TrainingRows, requests: Requests) -> str:
     first, last = (_day(int(rows["r_ts"][i]))[:10] for i in (requests[0], requests[-1]))
     return f"{first} to {last}"
+
+
+def _taught(model: Model, rows: TrainingRows, learn: Requests, seed: int) -> TrainingRows:
+    """The rows with what a teacher says of them, where one taught the model."""
+    by = teacher_of(model)
+    return rows if by is None else attach(rows, lesson_again(rows, learn, *by, seed).chances)
 
 
 def _network(

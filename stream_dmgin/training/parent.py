@@ -13,6 +13,7 @@ from stream_dmgin.models.registry import Model
 from stream_dmgin.models.trunk import DMGINConfig, Trunk
 from stream_dmgin.training.options import Options
 from stream_dmgin.training.start import rescaled, scales
+from stream_dmgin.training.teacher import Grown
 from stream_dmgin.training.trees import TreeOptions
 
 T = TypeVar("T")
@@ -84,6 +85,15 @@ def trees_of(model: Model) -> tuple[TreeOptions, Mapping[str, Any]]:
     if not grown:
         raise InputError(f"{model.id} doesn't say how its trees were grown: it is older than `refit`. Train it again")
     return _of(TreeOptions, model.training.get("trees") or {}), grown
+
+
+def teacher_of(model: Model) -> tuple[TreeOptions, Grown] | None:
+    """How the trees were grown that taught its networks; None where nothing did."""
+    grown = model.training.get("teacher")
+    if not grown:
+        return None
+    chosen = Grown(tuple(int(n) for n in grown["rounds"]), float(grown["weight"]))
+    return _of(TreeOptions, model.training.get("trees") or {}), chosen
 
 
 def _of(kind: type[T], given: Mapping[str, Any]) -> T:

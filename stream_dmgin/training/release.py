@@ -35,8 +35,9 @@ from stream_dmgin.training.rows import TrainingRows
 from stream_dmgin.training.served import Served, of_network, of_trees, stacked
 from stream_dmgin.training.side import side_by_side
 from stream_dmgin.training.stack import StackOptions
+from stream_dmgin.training.teacher import attach, lesson
 from stream_dmgin.training.trees import TreeOptions
-from stream_dmgin.training.zoo import SERVED, Contender, Report, fit, rows_read_by, with_teacher
+from stream_dmgin.training.zoo import SERVED, Contender, Report, fit, rows_read_by
 
 Span = tuple[int, int]  # ms, [from, to)
 
@@ -138,8 +139,10 @@ def release(
         raise UsageError(
             "--from is for one network, a dmgin: a stack of several is trained from nothing, or goes on by `stream-dmgin refit`"
         )
-    if architecture != "trees":
-        known = with_teacher(known, chosen, judged, trees, options, report, jobs)
+    teacher = None
+    if architecture != "trees" and options.teacher:
+        taught = lesson(known, chosen, judged, trees, options.seed, jobs, lambda p: report("teacher", p))
+        known, teacher = attach(known, taught.chances), asdict(taught.grown)
     begin = start_of(parent) if parent is not None else None
     items = item_start(data.items, config, options)
     if architecture == "trees":
@@ -168,6 +171,7 @@ def release(
         "train_days": spans.train_days,
         "valid_days": spans.valid_days,
         "parent": parent.id if parent is not None else None,
+        "teacher": teacher,
     }
     name, ident = out.name, ""
     if ranks.first:
@@ -178,7 +182,7 @@ def release(
         "model": ident,
         "path": str(out),
         "seconds": seconds,
-        **{k: v for k, v in training.items() if k not in ("options", "trees", "parts")},
+        **{k: v for k, v in training.items() if k not in ("options", "trees", "parts", "teacher")},
     }
 
 

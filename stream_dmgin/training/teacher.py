@@ -7,8 +7,8 @@ parts by lot, and the trees that teach a part grew on all the others. What a net
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -20,43 +20,94 @@ from stream_dmgin.training.loop import Point, Requests
 from stream_dmgin.training.objective import TAUGHT
 from stream_dmgin.training.rows import TrainingRows
 from stream_dmgin.training.side import side_by_side
-from stream_dmgin.training.trees import TreeOptions, train_trees
+from stream_dmgin.training.trees import TreeOptions, forest_logits, regrown, train_trees
 
 PARTS = 4
 Chances = NDArray[np.float32]
+Floats = NDArray[np.float64]
 
 
-def chances(
+@dataclass(frozen=True)
+class Grown:
+    """What the days that choose have chosen for the trees of a teacher: rounds of each booster, weight of the way by the list."""
+
+    rounds: tuple[int, ...]
+    weight: float
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How likely a click was [rows]; nan for rows of which nothing is said."""
+
+    chances: Chances
+    grown: Grown
+
+
+def lesson(
     rows: TrainingRows, learn: Requests, judge: Requests, trees: TreeOptions, seed: int, jobs: int = 1,
     report: Callable[[Point], None] = lambda point: None,
-) -> Chances:  # fmt: skip
-    """How likely a click was [rows], for the rows of the requests `learn`; nan for all others. `judge` says when to stop growing. The same
-    again by seed. `jobs`: trees that are grown at a time, each in a process of its own.
+) -> Lesson:  # fmt: skip
+    """For the rows of the requests `learn`; `judge` says when to stop growing. The same again by seed. `jobs`: trees that are grown at a
+    time, each in a process of its own.
 
     UsageError where lightgbm is not installed, InputError where a part has no rows of both classes."""
-    part = np.random.default_rng([seed, len(learn)]).permutation(np.arange(len(learn)) % PARTS)
+    parts = _parts(learn, seed)
     grown = replace(trees, seed=seed, bags=1)  # more bags taught no better (docs/adr/0023-teacher.md)
-    fits = {k: partial(_taught, rows, learn[part != k], learn[part == k], judge, grown) for k in range(PARTS)}
+    fits = {k: partial(_chosen, rows, np.setdiff1d(learn, p), p, judge, grown) for k, p in enumerate(parts)}
+    found = side_by_side(fits, jobs, report)
+    rounds = np.mean([g.rounds for _, g in found.values()], 0).round().astype(int)
+    chosen = Grown(tuple(rounds.tolist()), float(np.mean([g.weight for _, g in found.values()])))
+    return Lesson(_chances(rows, parts, {k: z for k, (z, _) in found.items()}), chosen)
+
+
+def lesson_again(
+    rows: TrainingRows, learn: Requests, trees: TreeOptions, grown: Grown, seed: int, jobs: int = 1
+) -> Lesson:  # fmt: skip
+    """For requests of which none is held out: with what was chosen before."""
+    parts = _parts(learn, seed)
+    options = replace(trees, seed=seed, bags=1)
+    fits = {k: partial(_again, rows, np.setdiff1d(learn, p), p, options, grown) for k, p in enumerate(parts)}
+    return Lesson(_chances(rows, parts, side_by_side(fits, jobs, _nobody)), grown)
+
+
+def attach(rows: TrainingRows, taught: Chances) -> TrainingRows:
+    """The same rows (not copied) with the chances of a lesson, of them or of the same requests as another model reads them."""
+    out = copy.copy(rows)
+    out.columns = {**rows.columns, TAUGHT: Column.of(taught)}
+    return out
+
+
+def _parts(learn: Requests, seed: int) -> list[Requests]:
+    part = np.random.default_rng([seed, len(learn)]).permutation(np.arange(len(learn)) % PARTS)
+    return [learn[part == k] for k in range(PARTS)]
+
+
+def _chosen(
+    rows: TrainingRows, learn: Requests, pupils: Requests, judge: Requests, options: TreeOptions, tell: Callable[[Point], None]
+) -> tuple[Floats, Grown]:  # fmt: skip
+    """Raw logits of the rows of `pupils` by trees that have not seen them."""
+    made = train_trees(rows, learn, judge, options, tell)
+    return made.logits(rows, pupils), Grown(made.rounds, made.weight)
+
+
+def _again(
+    rows: TrainingRows, learn: Requests, pupils: Requests, options: TreeOptions, grown: Grown, tell: Callable[[Point], None]
+) -> Floats:  # fmt: skip
+    forest, _ = regrown(rows, learn, options, grown.rounds, grown.weight)
+    return forest_logits(forest, rows, pupils)
+
+
+def _nobody(point: Point) -> None:
+    """Nothing is chosen, so nothing is told."""
+
+
+def _chances(rows: TrainingRows, parts: list[Requests], found: Mapping[int, Floats]) -> Chances:
     logits = np.full(len(rows), np.nan)
-    for k, z in side_by_side(fits, jobs, report).items():
-        logits[rows.rows_of(learn[part == k])] = z
+    for k, z in found.items():
+        logits[rows.rows_of(parts[k])] = z
     y = rows.labels()
     known = (y >= 0) & ~np.isnan(logits)
     slope, offset = fit_platt(
         logits[known], y[known]
     )  # one for all parts: two numbers are all that a row is told of its own click
     return sigmoid(slope * logits + offset).astype(np.float32)
-
-
-def _taught(
-    rows: TrainingRows, learn: Requests, pupils: Requests, judge: Requests, options: TreeOptions, tell: Callable[[Point], None]
-) -> NDArray[np.float64]:  # fmt: skip
-    """Raw logits of the rows of `pupils`, by trees that have not seen them."""
-    return train_trees(rows, learn, judge, options, tell).logits(rows, pupils)
-
-
-def attach(rows: TrainingRows, taught: Chances) -> TrainingRows:
-    """The same rows (not copied) with what `chances` gave for them, or for the same requests as another model reads them."""
-    out = copy.copy(rows)
-    out.columns = {**rows.columns, TAUGHT: Column.of(taught)}
-    return out

@@ -135,15 +135,22 @@ def refit_trees(rows: TrainingRows, requests: Requests, before: Trees) -> Trees:
 
     Nothing is held out, so that the newest rows count too.
     """
-    o = before.options
+    forest, gains = regrown(rows, requests, before.options, before.rounds, before.weight)
+    return replace(before, forest=forest, gains=gains)
+
+
+def regrown(
+    rows: TrainingRows, requests: Requests, o: TreeOptions, rounds: tuple[int, ...], weight: float
+) -> tuple[Forest, dict[str, float]]:  # fmt: skip
+    """(Forest, share of the gain of each input) on these requests, with rounds and weight as `Trees` has them."""
     learn = _Part(rows, requests, "training", o.without)
-    pointwise = _boost(o, learn, None, CLICK, before.rounds[: o.bags])
+    pointwise = _boost(o, learn, None, CLICK, rounds[: o.bags])
     forest = _mean(rows, pointwise)
-    if before.weight:
-        order = _boost(o, learn, None, ORDER, before.rounds[o.bags : -1])
-        length = _boost(replace(o, bags=1), learn, None, LENGTH, before.rounds[-1:])
-        forest = joined([(forest, 1.0), (_inside(rows, order, length), before.weight)])
-    return replace(before, forest=forest, gains=_gains(pointwise, learn.names))
+    if weight:
+        order = _boost(o, learn, None, ORDER, rounds[o.bags : -1])
+        length = _boost(replace(o, bags=1), learn, None, LENGTH, rounds[-1:])
+        forest = joined([(forest, 1.0), (_inside(rows, order, length), weight)])
+    return forest, _gains(pointwise, learn.names)
 
 
 def best_weight(blend: Callable[[float], Floats], labels: NDArray[np.int8], weights: Floats) -> float:

@@ -36,8 +36,8 @@ from stream_dmgin.training.loop import Fitted, Options, Point, Requests, train
 from stream_dmgin.training.objective import TAUGHT
 from stream_dmgin.training.recipes import Recipe
 from stream_dmgin.training.rows import TrainingRows
-from stream_dmgin.training.teacher import attach, chances
-from stream_dmgin.training.trees import TreeOptions, train_trees
+from stream_dmgin.training.teacher import attach, lesson
+from stream_dmgin.training.trees import train_trees
 
 FLOOR = "item-ctr"
 MODELS = (FLOOR, "no-interest", "dmgin", "lightgbm", "stack")
@@ -104,7 +104,9 @@ def fit(
     if name == "lightgbm":
         trees = replace(recipe.trees, seed=options.seed)
         return train_trees(rows, learn, judge, trees, report=lambda p: report(name, p))
-    rows = with_teacher(rows, learn, judge, recipe.trees, options, report)
+    if options.teacher and TAUGHT not in rows.columns:
+        told = lesson(rows, learn, judge, recipe.trees, options.seed, report=lambda p: report("teacher", p))
+        rows = attach(rows, told.chances)
     config = replace(recipe.config, off=(WITHOUT[name],)) if name in WITHOUT else recipe.config
     build, mine = PEERS.get(name, DMGIN), without_interests(rows) if name == BARE else rows
     fitted = train(
@@ -112,16 +114,6 @@ def fit(
         progress=progress, start=start, items=items,
     )  # fmt: skip
     return Bare(fitted) if name == BARE else fitted
-
-
-def with_teacher(
-    rows: TrainingRows, learn: Requests, judge: Requests, trees: TreeOptions, options: Options, report: Report, jobs: int = 1
-) -> TrainingRows:  # fmt: skip
-    """The rows with what a teacher says of the requests to learn from, where the options ask for one and the rows have none; `jobs` as
-    `teacher.chances` has it."""
-    if not options.teacher or TAUGHT in rows.columns:
-        return rows
-    return attach(rows, chances(rows, learn, judge, trees, options.seed, jobs, lambda p: report("teacher", p)))
 
 
 def kind_of(name: str) -> str:

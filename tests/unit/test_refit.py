@@ -110,6 +110,29 @@ def test_an_ensemble_is_refitted_in_each_of_its_members(city: Path, tmp_path: Pa
         assert all(np.isfinite(v.numpy()).all() for v in mine.values())
 
 
+def test_what_was_taught_is_taught_again(city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "taught.toml").write_text(RECIPE.replace("[training]", "[training]\nteacher = 0.5"))
+    code, _, said = run("train", "--data", city, "--train-days", "5-20", "--valid-days", "21-24", "--recipe", tmp_path / "taught.toml",
+                        "--rows", city / "rows", "--out", tmp_path / "one")  # fmt: skip
+    assert code == 0, said
+    asked: list[continual.Requests] = []
+    before = continual.lesson_again
+
+    def lesson_again(rows: object, learn: continual.Requests, *rest: object) -> object:
+        found = before(rows, learn, *rest)  # type: ignore[arg-type]
+        asked.append(learn)
+        assert np.isfinite(found.chances[rows.rows_of(learn)]).all()  # type: ignore[attr-defined]
+        return found
+
+    monkeypatch.setattr(continual, "lesson_again", lesson_again)
+    for name in ("two", "three"):
+        of = "one" if name == "two" else "two"
+        code, done, said = run("refit", city, "--from", tmp_path / of, "--out", tmp_path / name, "--hold", "0.7")
+        assert code == 0 and done["metrics"][done["model"]]["auc"] > 0.6, said
+    first, last = (load_model(tmp_path / n).training for n in ("one", "three"))
+    assert len(asked) == 2 and last["teacher"] == first["teacher"] and last["trees"] == first["trees"]
+
+
 def test_what_is_worse_is_not_released(city: Path, tmp_path: Path) -> None:
     code, _, said = run(
         "refit", city, "--from", city / "network", "--out", tmp_path / "wild", "--recipe", city / "wild.toml"

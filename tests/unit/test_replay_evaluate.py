@@ -68,11 +68,25 @@ def test_each_test_row_is_scored_once_a_seed(
     )
 
 
-@pytest.mark.parametrize(("refit", "model"), [(0, "dmgin"), (0, "lightgbm"), (0, "stack"), (1, "stack")])
+@pytest.mark.parametrize(
+    ("refit", "model", "teacher"),
+    [
+        (0, "dmgin", 0.0),
+        (0, "lightgbm", 0.0),
+        (0, "stack", 0.0),
+        (1, "stack", 0.0),
+        (0, "dmgin", 0.5),
+        (1, "stack", 0.5),
+    ],
+)
 def test_labels_and_feedback_of_test_days_change_no_score_of_the_first(
-    data: form.Dataset, small: None, refit: int, model: str
+    data: form.Dataset, small: None, monkeypatch: pytest.MonkeyPatch, refit: int, model: str, teacher: float
 ) -> None:
     """Turn around every label from the first test day on: scores of the first test moment stay what they were."""
+    of = recipes.of
+    monkeypatch.setattr(
+        recipes, "of", lambda meta: replace(of(meta), options=replace(of(meta).options, teacher=teacher))
+    )
     _, before = evaluate(data, plan(data, refit), model)
     start = plan(data).test[0]
     late = data.rows["ts"].to_numpy() >= start

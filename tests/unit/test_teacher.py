@@ -21,7 +21,7 @@ from stream_dmgin.training import contest, loop, objective, recipes, zoo
 from stream_dmgin.training import evaluate as protocol
 from stream_dmgin.training.metrics import auc
 from stream_dmgin.training.rows import TrainingRows
-from stream_dmgin.training.teacher import attach, chances
+from stream_dmgin.training.teacher import attach, lesson, lesson_again
 from stream_dmgin.training.trees import TreeOptions, train_trees
 from tests.contests import plan, short_log, smaller
 from tests.unit.test_trees import OPTIONS, SPEC, make
@@ -54,24 +54,34 @@ def test_no_row_is_taught_by_trees_that_saw_its_click() -> None:
     y = rows.labels()[rows.rows_of(learn)]
     heart = train_trees(rows, learn, learn, GREEDY).logits(rows, learn)
     assert auc(y, heart) > 0.9  # trees like these learn by heart
-    taught = chances(rows, learn, judge, GREEDY, seed=1)
+    found = lesson(rows, learn, judge, GREEDY, seed=1)
+    taught = found.chances
     assert abs(auc(y, taught[rows.rows_of(learn)]) - 0.5) < 0.05
     assert np.isnan(taught[rows.rows_of(judge)]).all()
+    again = lesson_again(rows, learn, GREEDY, found.grown, seed=2).chances
+    assert abs(auc(y, again[rows.rows_of(learn)]) - 0.5) < 0.05
 
 
 def test_what_can_be_known_is_taught_and_the_same_again_by_seed() -> None:
     rows = make(4, 2400)
     learn, judge = rows.between(0, 9), rows.between(9, 12)
-    taught = chances(rows, learn, judge, OPTIONS, seed=1)
+    found = lesson(rows, learn, judge, OPTIONS, seed=1)
+    taught = found.chances
     take = rows.rows_of(learn)
     y = rows.labels()[take]
     p = taught[take][y >= 0]
     assert auc(y[y >= 0], p) > 0.75 and abs(p.mean() - (y[y >= 0] == 1).mean()) < 0.01
-    assert taught.tobytes() == chances(rows, learn, judge, OPTIONS, seed=1, jobs=2).tobytes()
-    assert taught.tobytes() != chances(rows, learn, judge, OPTIONS, seed=2).tobytes()
+    assert taught.tobytes() == lesson(rows, learn, judge, OPTIONS, seed=1, jobs=2).chances.tobytes()
+    assert taught.tobytes() != lesson(rows, learn, judge, OPTIONS, seed=2).chances.tobytes()
     said: list[loop.Point] = []
-    chances(rows, learn, judge, OPTIONS, 1, report=said.append)
+    lesson(rows, learn, judge, OPTIONS, 1, report=said.append)
     assert len(said) > 1 and all(p.valid_auc > 0.7 for p in said)
+    everything = np.arange(rows.requests)
+    new = lesson_again(rows, everything, OPTIONS, found.grown, seed=1)
+    assert new.grown == found.grown and len(found.grown.rounds) == 3 and min(found.grown.rounds) > 1
+    take = rows.rows_of(judge)
+    y = rows.labels()[take]
+    assert auc(y[y >= 0], new.chances[take][y >= 0]) > 0.75
 
 
 def test_a_share_of_the_label_is_the_teachers() -> None:
@@ -125,13 +135,13 @@ def test_one_teacher_for_all_that_read_the_same_and_it_is_kept(tmp_path: Path, m
         "of",
         lambda meta: replace(of(meta), options=replace(of(meta).options, **share)),  # type: ignore[arg-type]
     )
-    before = contest.chances
+    before = contest.lesson
 
     def counted(*args: object, **more: object) -> object:
         asked.append(args[4])
         return before(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(contest, "chances", counted)
+    monkeypatch.setattr(contest, "lesson", counted)
     models = ("dmgin", "no-interest", "din", "lightgbm", "dmgin-random-groups")
 
     def run(*models: str, **more: object) -> dict[str, bytes]:
