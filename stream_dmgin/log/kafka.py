@@ -24,7 +24,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it does, un
 
 from stream_dmgin.errors import ConfigError, LogUnavailable, UsageError
 from stream_dmgin.log.base import TP, GroupListener, TopicInfo
-from stream_dmgin.log.kafka_reader import KafkaGroupReader, KafkaReader
+from stream_dmgin.log.kafka_group import KafkaGroupReader
+from stream_dmgin.log.kafka_reader import KafkaReader
 from stream_dmgin.log.kafka_transactions import KafkaTransactions
 from stream_dmgin.log.kafka_writer import KafkaWriter, LibraryLog
 

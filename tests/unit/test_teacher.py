@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from stream_dmgin.cli.main import cli
 from stream_dmgin.datasets import form
-from stream_dmgin.errors import InputError
+from stream_dmgin.errors import InputError, UsageError
 from stream_dmgin.models.calibration import sigmoid
 from stream_dmgin.models.trunk import DMGINConfig
 from stream_dmgin.training import contest, loop, objective, recipes, zoo
@@ -155,6 +156,16 @@ def test_one_teacher_for_all_that_read_the_same_and_it_is_kept(tmp_path: Path, m
     share["teacher"] = 0.0
     plain = run(*models, keep=tmp_path)
     assert {m for m in models if plain[m] == taught[m]} == {"lightgbm"} and len(asked) == 5
+
+
+def test_without_lightgbm_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = make(4, 800)
+    recipe = recipes.Recipe(
+        DMGINConfig(spec=SPEC, width=16, item_width=8, hidden=(32, 16)), loop.Options(teacher=0.5), OPTIONS
+    )
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    with pytest.raises(UsageError, match=r"stream-dmgin\[trees\]"):
+        zoo.fit("dmgin", recipe, rows, rows.between(0, 3), rows.between(3, 4), recipe.options, lambda name, point: None)
 
 
 def test_a_share_beyond_the_whole_is_refused(tmp_path: Path) -> None:
