@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,10 +165,14 @@ def effect(
     with ctx.progress() as bar:
         tasks: dict[str, Any] = {}
 
-        def progress(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(f"replay, {name}", total=total)
-            bar.update(tasks[name], completed=done, total=total)
+        def shown(what: str) -> Callable[[str, int, int], None]:
+            def progress(name: str, done: int, total: int) -> None:
+                of = f"{what}, {name}"
+                if of not in tasks:
+                    tasks[of] = bar.add_task(of, total=total)
+                bar.update(tasks[of], completed=done, total=total)
+
+            return progress
 
         found = compare_maps(
             data,
@@ -176,10 +181,11 @@ def effect(
             model,
             seeds,
             say=ctx.say,
-            progress=progress,
+            progress=shown("replay"),
             keep=keep_dir,
             first_seed=first_seed,
             jobs=jobs,
+            fitted=shown("fit"),
         )
 
     def human(d: dict[str, Any]) -> Any:

@@ -20,10 +20,10 @@ def compare_maps(
     data: Dataset, plan: protocol.Plan, maps: Mapping[str, GroupMap | None], model: str = "dmgin", seeds: int = 1,
     options: Options | None = None, say: protocol.Say = lambda text: None,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None, keep: Path | None = None, first_seed: int = 1,
-    jobs: int = 1,
+    jobs: int = 1, fitted: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
     """`metrics` of each map (None: the log's own), and `differences` of every pair, the later minus the earlier: means over
-    seeds with 95 % intervals of a paired bootstrap. `keep`, `first_seed` and `jobs` are those of `evaluate_all`. Raises UsageError for
+    seeds with 95 % intervals of a paired bootstrap. `keep`, `first_seed`, `jobs`, and with a map's name before it `fitted`, are those of `evaluate_all`. Raises UsageError for
     fewer than two maps."""
     if len(maps) < 2:
         raise UsageError("two maps or more are compared: give --map twice")
@@ -33,6 +33,7 @@ def compare_maps(
             data, plan, (model,), seeds, groups, options, lambda text, name=name: say(f"{name}: {text}"),  # type: ignore[misc]
             lambda done, total, name=name: progress(name, done, total),  # type: ignore[misc]
             keep=keep, first_seed=first_seed, jobs=jobs,
+            fitted=lambda done, total, name=name: fitted(name, done, total),  # type: ignore[misc]
         )  # fmt: skip
         scored[name] = found[model]
     return {
