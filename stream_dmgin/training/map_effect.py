@@ -23,8 +23,8 @@ def compare_maps(
     jobs: int = 1, fitted: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
     """`metrics` of each map (None: the log's own), and `differences` of every pair, the later minus the earlier: means over
-    seeds with 95 % intervals of a paired bootstrap. `keep`, `first_seed`, `jobs`, and with a map's name before it `fitted`, are those of `evaluate_all`. Raises UsageError for
-    fewer than two maps."""
+    seeds with 95 % intervals of a paired bootstrap. `keep`, `first_seed`, `jobs`, and with a map's name before it `fitted`, are
+    those of `evaluate_all`. Raises UsageError for fewer than two maps."""
     if len(maps) < 2:
         raise UsageError("two maps or more are compared: give --map twice")
     scored: dict[str, measuring.Scored] = {}
