@@ -139,16 +139,29 @@ class Contest:
         return self._once(TEACHER, reading, options, partial(self._taught, reading, options, say), say)
 
     def _taught(self, reading: str, options: Options, say: Say) -> Outcome:
-        rows, plan, started = self.rows_of(reading), self.plan, time.process_time()
-        learn, told = self.between(*plan.train), partial(_told, say, options.seed, TEACHER)
-        trees = self.recipe.trees
-        first = lesson(rows, learn, self.between(*plan.valid), trees, options.seed, report=told)
+        rows, started, trees = self.rows_of(reading), time.process_time(), self.recipe.trees
+        learn, *later = self._learning()
+        told = partial(_told, say, options.seed, TEACHER)
+        first = lesson(rows, learn, self.between(*self.plan.valid), trees, options.seed, report=told)
         said = [first.chances[rows.rows_of(learn)]]
-        for low, _ in plan.steps() if plan.refit_days else ():
-            new = self.known[low]
+        for new in later:
             said.append(lesson_again(rows, new, trees, first.grown, options.seed).chances[rows.rows_of(new)])
         seconds = time.process_time() - started
         return Outcome(np.concatenate(said).astype(np.float64), np.zeros(0), (1.0, 0.0), [], seconds)
+
+    def _learning(self) -> list[Requests]:
+        """What is learned from: at first, and by each step of the refit track."""
+        steps = self.plan.steps() if self.plan.refit_days else []
+        return [self.between(*self.plan.train), *(self.known[low] for low, _ in steps)]
+
+    def _teaching(self, rows: TrainingRows, taught_by: Outcome | None) -> list[Callable[[TrainingRows], TrainingRows]]:
+        """For each of `_learning`: gives rows the chances that `_lesson` has for them, none where nothing teaches."""
+        learning = self._learning()
+        if taught_by is None:
+            return [lambda rows: rows for _ in learning]
+        takes = [rows.rows_of(requests) for requests in learning]
+        said = np.split(taught_by.logits, np.cumsum([len(take) for take in takes])[:-1])
+        return [partial(_attached, take, chances) for take, chances in zip(takes, said, strict=True)]
 
     def _once(self, name: str, reading: str, options: Options, make: Callable[[], Outcome], say: Say) -> Outcome:
         """What `make` gives, which reads the rows of a model: found in the folder, where one is kept."""
@@ -198,28 +211,16 @@ class Contest:
         at = int(self.source.requests.first[self.first])
         judged, by_user = self.between(*plan.valid), self.data.meta.gauc == "user"
         taught = rows_as_of(rows, self.data, at, plan.test[0], options)
-        told_of = 0  # rows of the lesson that were used
-
-        def with_lesson(rows: TrainingRows, requests: Requests) -> TrainingRows:
-            nonlocal told_of
-            if taught_by is None:
-                return rows
-            take, said = rows.rows_of(requests), np.full(len(rows), np.nan, np.float32)
-            said[take] = taught_by.logits[told_of : told_of + len(take)]
-            told_of += len(take)
-            return attach(rows, said)
-
-        taught = with_lesson(taught, self.between(*plan.train))
+        teach, *later = self._teaching(rows, taught_by)
         told = partial(_told, say, options.seed)
         begins = item_start(self.data.items, self.recipe.config, options)
-        fitted = fit(model, self.recipe, taught, self.between(*plan.train), judged, options, told, items=begins)
+        fitted = fit(model, self.recipe, teach(taught), self.between(*plan.train), judged, options, told, items=begins)
         z, held, heads = [np.asarray(fitted.logits(rows, judged), np.float64)], [], []
         made, learned = fitted, self.between(*plan.train)
-        for low, high in plan.steps():
+        for k, (low, high) in enumerate(plan.steps()):
             score = self.between(low, high)
             if plan.refit_days:
-                new = self.known[low]
-                taught = with_lesson(rows_as_of(rows, self.data, at, low, options), new)
+                taught, new = later[k](rows_as_of(rows, self.data, at, low, options)), self.known[low]
                 made, learned = refit(made, Refit(taught, new, learned, options, self.recipe.refit)), new
             z.append(np.asarray(made.logits(rows, score), np.float64))
             held.append(_held(made, rows, score) if by_user else np.full(len(z[-1]), np.nan))
@@ -234,6 +235,12 @@ class Contest:
 def _reading(model: str) -> str:
     """Models that read the candidates' inputs of the same rows have one name here: one teacher suffices for them."""
     return model if model in REGROUPED else ""
+
+
+def _attached(take: NDArray[np.int64], chances: NDArray[np.float64], rows: TrainingRows) -> TrainingRows:
+    said = np.full(len(rows), np.nan, np.float32)
+    said[take] = chances
+    return attach(rows, said)
 
 
 def _silent(text: str) -> None:
