@@ -33,6 +33,7 @@ CHECKPOINT_S = 30.0
 LEARNING_CHECKPOINT_S = 300.0  # the online model has pages of 20 MB to save where there is much traffic: 0.2 s
 CATCH_UP_S = 600.0
 Needs = Callable[[Mapping[str, Any]], Reads]  # what models need, by the records of the control topic
+SAY_S = 10.0  # a worker that isn't ready for so long says what it waits for
 QUIET_S = 5.0  # without a record, while the end isn't reached: is the log there at all?
 
 
@@ -106,9 +107,13 @@ class Followed:
 
     def _read_to_end(self, *names: str) -> None:
         ends = {(t, p): end for t in names for p, end in self._log.ends(t).items()}
-        t0 = heard = time.monotonic()
+        t0 = heard = said = time.monotonic()
         while any(self._next(tp) < end for tp, end in ends.items()):
             now = time.monotonic()
+            if now - said > SAY_S:
+                said = now
+                left = sum(max(0, end - self._next(tp)) for tp, end in ends.items())
+                log_.info("reading %s: %d records left after %.0f s", " and ".join(names), left, now - t0)
             if self._take(0.1):
                 heard = now
             elif now - t0 > CATCH_UP_S:

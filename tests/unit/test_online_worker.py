@@ -84,6 +84,19 @@ def followed(log: Log, directory: Path, learns: bool) -> tuple[int, bytes, bytes
     return began, f.counters.canonical(), b"" if f.counters.online is None else f.counters.online.canonical()
 
 
+def test_a_long_way_to_the_end_of_the_topics_is_told(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with log:
+        write(log, 0, 3)
+        followed(log, tmp_path / "a", learns=False)
+        assert "records left" not in caplog.text
+        monkeypatch.setattr("stream_dmgin.worker.followed.SAY_S", -1.0)
+        followed(log, tmp_path / "b", learns=False)
+    assert "reading dmgin.counters and dmgin.items: 3 records left after 0 s" in caplog.text
+
+
 def test_weights_that_are_missing_are_learnt_again_from_the_topic(log: Log, tmp_path: Path) -> None:
     with log:
         write(log, 0, 5)
