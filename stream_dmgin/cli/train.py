@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -130,8 +131,9 @@ def command(
 
         def report(name: str, point: Point) -> None:
             if ranks.first:
+                loss = "" if math.isnan(point.train_loss) else f"loss {point.train_loss:.4f}, "  # trees tell none
                 ctx.say(
-                    f"{name}: epoch {point.epoch:.2f}: loss {point.train_loss:.4f}, valid logloss {point.valid_logloss:.4f}, "
+                    f"{name}: epoch {point.epoch:.2f}: {loss}valid logloss {point.valid_logloss:.4f}, "
                     f"auc {point.valid_auc:.4f}, {point.seconds:.0f} s"
                 )
 

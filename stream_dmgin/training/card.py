@@ -171,6 +171,8 @@ def card(name: str, config: DMGINConfig, training: dict[str, Any], seconds: floa
 
 def _late(training: dict[str, Any]) -> str:
     options, said = training["options"], ""
+    if training.get("teacher"):
+        said += f" Of a click's label {options['teacher']:.0%} is what trees say of it that had not seen it."
     if options["reported"]:
         said += (
             f" Labels of {', '.join(options['reported'])} come from advertisers: those that never reported any, though they had "

@@ -205,8 +205,9 @@ def test_a_release_is_taught_and_says_so(tmp_path: Path, monkeypatch: pytest.Mon
         )["training"]
 
     one, said = train("one")
+    assert "Of a click's label 50% is what trees say of it" in (tmp_path / "one" / "card.md").read_text()
     assert said["options"]["teacher"] == 0.5 and said["trees"]["rounds"] == 20  # type: ignore[index, call-overload]
     stack, _ = train("stack", "--model", "stack")
     assert train("side", "--model", "stack", "--jobs", "2")[0] == stack
     share = 0.0
-    assert train("plain")[0] != one
+    assert train("plain")[0] != one and "trees say" not in (tmp_path / "plain" / "card.md").read_text()
