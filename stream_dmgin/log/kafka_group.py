@@ -205,12 +205,7 @@ class KafkaGroupReader(KafkaReader):
         said = dict(self._listener.assigned(parts)) if parts else {}
         offsets = {tp: said.pop(tp, rdkafka.OFFSET_BEGINNING) for tp in parts}
         self._assigned |= offsets
-        if self._incremental():
-            self._check_error(
-                self._with_list(offsets, lambda p: self._lib.incremental_assign(self._rk, p)), "taking partitions"
-            )
-        else:
-            self._check(self._with_list(offsets, lambda p: self._lib.assign(self._rk, p)), "taking partitions")
+        self._take(offsets)
         again = {tp: offset for tp, offset in said.items() if tp in self._assigned}
         if again:
             self._restart(again)
@@ -233,14 +228,17 @@ class KafkaGroupReader(KafkaReader):
     def _decline(self, code: int, parts: list[TP]) -> None:
         """Answer a rebalance without having any of it. To librdkafka, letting go is no answer to an assignment: it would wait for one
         for ever, as a member that owns partitions."""
-        if code != rdkafka.ERR_ASSIGN:
-            self._take_nothing(parts)
-        elif self._incremental():
-            self._check_error(
-                self._with_list([], lambda p: self._lib.incremental_assign(self._rk, p)), "taking no partitions"
-            )
+        if code == rdkafka.ERR_ASSIGN:
+            self._take({})
         else:
-            self._check(self._with_list([], lambda p: self._lib.assign(self._rk, p)), "taking no partitions")
+            self._take_nothing(parts)
+
+    def _take(self, offsets: Mapping[TP, int]) -> None:
+        if self._incremental():
+            error = self._with_list(offsets, lambda p: self._lib.incremental_assign(self._rk, p))
+            self._check_error(error, "taking partitions")
+        else:
+            self._check(self._with_list(offsets, lambda p: self._lib.assign(self._rk, p)), "taking partitions")
 
     def _take_nothing(self, parts: list[TP]) -> None:
         if self._incremental():

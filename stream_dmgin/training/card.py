@@ -163,13 +163,13 @@ def card(name: str, config: DMGINConfig, training: dict[str, Any], seconds: floa
         "## Limits",
         "Probabilities hold for the traffic it was trained on; under another policy or other users it must be calibrated again. "
         "Items and users it never saw are scored by their counters, category and advertiser. Segments not listed had fewer than "
-        f"{LEAST} rows: nothing is claimed of them." + _late(made),
+        f"{LEAST} rows: nothing is claimed of them." + _labels(made),
         "",
     ]
     return "\n".join(lines)
 
 
-def _late(training: dict[str, Any]) -> str:
+def _labels(training: dict[str, Any]) -> str:
     options, said = training["options"], ""
     if training.get("teacher"):
         said += f" Of a click's label {options['teacher']:.0%} is what trees say of it that had not seen it."

@@ -92,9 +92,7 @@ class Contest:
         members = self._members() if "stack" in models else ()
         learning = [*dict.fromkeys(m for model in models for m in (members if model == "stack" else (model,)))]
         contest = self if jobs == 1 else self._apart(learning)
-        pupils = [
-            (run, m) for run, o in enumerate(runs) for m in learning if o.teacher and m not in ("lightgbm", FLOOR)
-        ]
+        pupils = [(run, m) for run, o in enumerate(runs) for m in learning if o.teacher and m != "lightgbm"]
         asked = {(run, _reading(m)): partial(contest._lesson, _reading(m), runs[run]) for run, m in pupils}
         lessons = side_by_side(asked, jobs, self.say)
         taught = {(run, m): lessons[run, _reading(m)] for run, m in pupils}
@@ -172,8 +170,8 @@ class Contest:
     def _facts(self, name: str, reading: str, options: Options) -> dict[str, Any]:
         """All that decides what a model, or a teacher, says."""
         recipe = asdict(replace(self.recipe, options=options))
-        used = {"trees"} if name in ("lightgbm", TEACHER) else set(recipe) - {"stack", "online"}
-        used -= set() if options.teacher or name == "lightgbm" else {"trees"}
+        of_networks = set(recipe) - {"stack", "online"} - (set() if options.teacher else {"trees"})
+        used = {"trees"} if name in ("lightgbm", TEACHER) else of_networks
         used -= set() if self.plan.refit_days else {"refit"}
         groups = regrouped(reading, self.data, self.groups).id if reading in REGROUPED else None
         return {

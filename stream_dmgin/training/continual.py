@@ -26,12 +26,12 @@ from stream_dmgin.training.card import card
 from stream_dmgin.training.further import further
 from stream_dmgin.training.loop import Fitted, Options, Point, Requests
 from stream_dmgin.training.options import RefitOptions
-from stream_dmgin.training.parent import list_weight, options_of, own_platt, teacher_of, trees_of
+from stream_dmgin.training.parent import list_weight, options_of, own_platt, teacher_of, tree_options, trees_of
 from stream_dmgin.training.release import described
 from stream_dmgin.training.rows import TrainingRows
 from stream_dmgin.training.served import Served
 from stream_dmgin.training.teacher import attach, lesson_again
-from stream_dmgin.training.trees import TreeOptions, Trees, refit_trees
+from stream_dmgin.training.trees import Trees, refit_trees
 from stream_dmgin.training.zoo import rows_read_by
 
 RIDGE = 3.0  # holds the calibration to what it was, as if by a dozen rows of rate one half
@@ -106,9 +106,7 @@ def write(
     """Write the release, with its parent and what judged it on the card; its id. `seconds` it took; `command` made it."""
     learn, judge = np.arange(at.cut - at.first), np.arange(at.judge - at.first, at.last - at.first)
     options = replace(options_of(parent), seed=seed)
-    teacher = teacher_of(parent)
-    trees = trees_of(parent)[0] if made.forest is not None else teacher[0] if teacher is not None else TreeOptions()
-    training = described(made, rows, learn, judge, options, trees, meta, groups, surfaces=surfaces) | {
+    training = described(made, rows, learn, judge, options, tree_options(parent), meta, groups, surfaces=surfaces) | {
         "train_days": _days(rows, learn), "valid_days": _days(rows, judge), "parent": parent.id, "refit": asdict(how),
         "new_rows": len(rows.rows_of(learn[at.new - at.first :])), "teacher": parent.training.get("teacher"),
     }  # fmt: skip

@@ -125,9 +125,8 @@ class Run:
         if len(mine):
             batch = self.rows.collate(mine)
             counts = self.rows.known(part) if self.ranks.world > 1 else None
-            taught = (
-                None if self.taught is None else self.taught[batch.rows.clamp(min=0).long()]
-            )  # padding has no label
+            # padding reads row 0 there, and has no label
+            taught = None if self.taught is None else self.taught[batch.rows.clamp(min=0).long()]
             total, pointwise = losses(
                 ragged.forward(self.network, batch.inputs), batch.labels, options, counts, batch.seen, taught
             )

@@ -84,7 +84,12 @@ def trees_of(model: Model) -> tuple[TreeOptions, Mapping[str, Any]]:
     grown = model.training.get("parts", {}).get("trees")
     if not grown:
         raise InputError(f"{model.id} doesn't say how its trees were grown: it is older than `refit`. Train it again")
-    return _of(TreeOptions, model.training.get("trees") or {}), grown
+    return tree_options(model), grown
+
+
+def tree_options(model: Model) -> TreeOptions:
+    """Options of its trees, and of those that taught its networks; what its release doesn't say has its default."""
+    return _of(TreeOptions, model.training.get("trees") or {})
 
 
 def teacher_of(model: Model) -> tuple[TreeOptions, Grown] | None:
@@ -93,7 +98,7 @@ def teacher_of(model: Model) -> tuple[TreeOptions, Grown] | None:
     if not grown:
         return None
     chosen = Grown(tuple(int(n) for n in grown["rounds"]), float(grown["weight"]))
-    return _of(TreeOptions, model.training.get("trees") or {}), chosen
+    return tree_options(model), chosen
 
 
 def _of(kind: type[T], given: Mapping[str, Any]) -> T:

@@ -7,7 +7,7 @@ parts by lot, and the trees that teach a part grew on all the others. What a net
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -52,22 +52,24 @@ def lesson(
 
     UsageError where lightgbm is not installed, InputError where a part has no rows of both classes."""
     parts = _parts(learn, seed)
-    grown = replace(trees, seed=seed, bags=1)  # more bags taught no better (docs/adr/0023-teacher.md)
-    fits = {k: partial(_chosen, rows, np.setdiff1d(learn, p), p, judge, grown) for k, p in enumerate(parts)}
-    found = side_by_side(fits, jobs, report)
-    rounds = np.mean([g.rounds for _, g in found.values()], 0).round().astype(int)
-    chosen = Grown(tuple(rounds.tolist()), float(np.mean([g.weight for _, g in found.values()])))
-    return Lesson(_chances(rows, parts, {k: z for k, (z, _) in found.items()}), chosen)
+    options = _options(trees, seed)
+    fits = {k: partial(_chosen, rows, np.setdiff1d(learn, p), p, judge, options) for k, p in enumerate(parts)}
+    logits, grown = zip(*side_by_side(fits, jobs, report).values(), strict=True)
+    rounds = np.mean([g.rounds for g in grown], 0).round().astype(int)
+    return Lesson(
+        _chances(rows, parts, logits), Grown(tuple(rounds.tolist()), float(np.mean([g.weight for g in grown])))
+    )
 
 
-def lesson_again(
-    rows: TrainingRows, learn: Requests, trees: TreeOptions, grown: Grown, seed: int, jobs: int = 1
-) -> Lesson:  # fmt: skip
+def lesson_again(rows: TrainingRows, learn: Requests, trees: TreeOptions, grown: Grown, seed: int) -> Lesson:
     """For requests of which none is held out: with what was chosen before."""
     parts = _parts(learn, seed)
-    options = replace(trees, seed=seed, bags=1)
-    fits = {k: partial(_again, rows, np.setdiff1d(learn, p), p, options, grown) for k, p in enumerate(parts)}
-    return Lesson(_chances(rows, parts, side_by_side(fits, jobs, _nobody)), grown)
+    options = _options(trees, seed)
+    logits = []
+    for p in parts:
+        forest, _ = regrown(rows, np.setdiff1d(learn, p), options, grown.rounds, grown.weight)
+        logits.append(forest_logits(forest, rows, p))
+    return Lesson(_chances(rows, parts, logits), grown)
 
 
 def attach(rows: TrainingRows, taught: Chances) -> TrainingRows:
@@ -75,6 +77,10 @@ def attach(rows: TrainingRows, taught: Chances) -> TrainingRows:
     out = copy.copy(rows)
     out.columns = {**rows.columns, TAUGHT: Column.of(taught)}
     return out
+
+
+def _options(trees: TreeOptions, seed: int) -> TreeOptions:
+    return replace(trees, seed=seed, bags=1)  # more bags taught no better (docs/adr/0023-teacher.md)
 
 
 def _parts(learn: Requests, seed: int) -> list[Requests]:
@@ -90,24 +96,12 @@ def _chosen(
     return made.logits(rows, pupils), Grown(made.rounds, made.weight)
 
 
-def _again(
-    rows: TrainingRows, learn: Requests, pupils: Requests, options: TreeOptions, grown: Grown, tell: Callable[[Point], None]
-) -> Floats:  # fmt: skip
-    forest, _ = regrown(rows, learn, options, grown.rounds, grown.weight)
-    return forest_logits(forest, rows, pupils)
-
-
-def _nobody(point: Point) -> None:
-    """Nothing is chosen, so nothing is told."""
-
-
-def _chances(rows: TrainingRows, parts: list[Requests], found: Mapping[int, Floats]) -> Chances:
+def _chances(rows: TrainingRows, parts: Sequence[Requests], found: Sequence[Floats]) -> Chances:
     logits = np.full(len(rows), np.nan)
-    for k, z in found.items():
-        logits[rows.rows_of(parts[k])] = z
+    for part, z in zip(parts, found, strict=True):
+        logits[rows.rows_of(part)] = z
     y = rows.labels()
     known = (y >= 0) & ~np.isnan(logits)
-    slope, offset = fit_platt(
-        logits[known], y[known]
-    )  # one for all parts: two numbers are all that a row is told of its own click
+    # one calibration for all parts: two numbers are all that a row is told of its own click
+    slope, offset = fit_platt(logits[known], y[known])
     return sigmoid(slope * logits + offset).astype(np.float32)
